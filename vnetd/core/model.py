@@ -1,0 +1,211 @@
+"""The values that vnetd thinks in: what libvirt, the kernel and a policy say, in one vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import NewType
+
+IfName = NewType("IfName", str)
+Address = IPv4Interface | IPv6Interface
+HostAddress = IPv4Address | IPv6Address
+
+
+class Source(StrEnum):
+    """Where an observation comes from; each is looked at on its own."""
+
+    LIBVIRT = "libvirt"
+    LINKS = "links"
+    FIREWALL = "firewall"
+
+
+class Mode(StrEnum):
+    """libvirt's forward modes; a network without <forward> is isolated."""
+
+    NAT = "nat"
+    ROUTE = "route"
+    ISOLATED = "isolated"
+    OPEN = "open"
+    BRIDGE = "bridge"
+    PRIVATE = "private"
+    VEPA = "vepa"
+    PASSTHROUGH = "passthrough"
+    HOSTDEV = "hostdev"
+
+    @property
+    def has_own_bridge(self) -> bool:
+        """libvirt makes and destroys the bridge together with the network."""
+        return self in (Mode.NAT, Mode.ROUTE, Mode.ISOLATED, Mode.OPEN)
+
+    @property
+    def has_rules(self) -> bool:
+        """libvirt installs firewall rules for the network."""
+        return self in (Mode.NAT, Mode.ROUTE, Mode.ISOLATED)
+
+
+class State(StrEnum):
+    CONVERGED = "converged"
+    HEALING = "healing"
+    DRIFTED = "drifted"
+    DEGRADED = "degraded"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpRange:
+    start: HostAddress
+    end: HostAddress
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.end}"
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpHost:
+    """A reservation. IPv4 is keyed by mac, IPv6 by id (a DUID) or name, as dnsmasq does."""
+
+    address: HostAddress
+    mac: str | None = None
+    id: str | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.mac, self.id, self.name, str(self.address)) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One network as its XML says. None means that the XML does not say."""
+
+    name: str
+    mode: Mode
+    uuid: str | None = None
+    bridge: IfName | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    stp: bool | None = None
+    domain: str | None = None
+    addresses: tuple[Address, ...] = ()
+    ranges: tuple[DhcpRange, ...] = ()
+    hosts: tuple[DhcpHost, ...] = ()
+    forward_dev: IfName | None = None
+    nat_ipv6: bool = False
+    nat_source: tuple[str, str] | None = None
+    nat_ports: tuple[int, int] | None = None
+    guest_ipv6: bool = False
+    """ipv6='yes': guests may speak IPv6 to each other without an address of the host."""
+    tftp: bool = False
+    made_by_vnetd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One network as libvirt keeps it. A transient one has no config, a stopped one no live."""
+
+    name: str
+    config: Definition | None
+    live: Definition | None
+    autostart: bool
+
+    @property
+    def definition(self) -> Definition:
+        definition = self.live or self.config
+        assert definition is not None, f"network {self.name} is neither defined nor active"
+        return definition
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A running domain's interface on a libvirt network, as the domain's live XML says."""
+
+    domain: str
+    device: IfName
+    network: str
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Libvirt:
+    """session: counts the connections; another daemon may answer on the next one."""
+
+    version: str
+    session: int
+    networks: Mapping[str, Network]
+    taps: tuple[Tap, ...] = ()
+    lost_chains: bool = False
+    """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    index: int
+    name: IfName
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: IfName | None = None
+    stp: bool | None = None
+    isolated: bool = False
+    addresses: frozenset[Address] = frozenset()
+
+
+class Family(StrEnum):
+    IPV4 = "ip"
+    IPV6 = "ip6"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Chain:
+    family: Family
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        v6 = "IPv6 " if self.family is Family.IPV6 else ""
+        return f"{v6}{self.table} {self.name}"
+
+
+class World(StrEnum):
+    """The firewall that libvirt writes to."""
+
+    IPTABLES_NFT = "iptables (nf_tables)"
+    IPTABLES_LEGACY = "iptables-legacy"
+    NFTABLES = "nftables"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """The chains that libvirt writes to, each rule in iptables-save's form without -A CHAIN."""
+
+    world: World
+    chains: Mapping[Chain, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The newest look at each source; None where there was none yet."""
+
+    libvirt: Libvirt | None = None
+    links: Mapping[IfName, Link] | None = None
+    firewall: Ruleset | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The process that did it, as the kernel named it. parents: its ancestors, nearest first."""
+
+    process: str
+    pid: int
+    parents: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " < ".join((f"{self.process}[{self.pid}]", *self.parents))
+
+
+def network_object(name: str) -> str:
+    """The name under which records, signals and logs speak of a network."""
+    return f"network/{name}"

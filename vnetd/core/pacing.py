@@ -1,0 +1,62 @@
+"""When to try again: after failures, and against somebody who keeps undoing the same repair."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+_FIGHT_HEALS = 5
+_FIGHT_WINDOW = 30.0
+_LONGEST = 60.0
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after the attempt-th failure in a row: 1, 2, 4 … 60."""
+    return float(min(_LONGEST, 2 ** (min(attempt, 10) - 1)))
+
+
+@dataclass(slots=True)
+class Failure:
+    """Failures of one object in a row."""
+
+    why: str
+    attempts: int = 0
+    not_before: float = 0.0
+
+    def again(self, why: str, now: float) -> None:
+        self.why = why
+        self.attempts += 1
+        self.not_before = now + backoff(self.attempts)
+
+
+@dataclass(slots=True)
+class Fight:
+    """The same drift of one object, healed and undone again and again."""
+
+    drift: Hashable = None
+    heals: deque[float] = field(default_factory=lambda: deque(maxlen=_FIGHT_HEALS))
+    rounds: int = 0
+    not_before: float = 0.0
+    told: bool = False
+    """The admin knows of this fight."""
+
+    def must_wait(self, drift: Hashable, now: float) -> bool:
+        """Note drift. True after 5 heals of the same in 30 s, then after each one, ever longer."""
+        last = self.heals[-1] if self.heals else now
+        if drift != self.drift or now > max(last, self.not_before) + _FIGHT_WINDOW:
+            self.drift, self.rounds, self.not_before, self.told = drift, 0, 0.0, False
+            self.heals.clear()
+        if now < self.not_before:
+            return True
+        if self.rounds:
+            undone = bool(self.heals) and self.heals[-1] > self.not_before
+        else:
+            undone = len(self.heals) == _FIGHT_HEALS and now - self.heals[0] <= _FIGHT_WINDOW
+        if undone:
+            self.rounds += 1
+            self.not_before = now + backoff(self.rounds)
+        return undone
+
+    def healed(self, now: float) -> None:
+        self.heals.append(now)

@@ -1,0 +1,312 @@
+"""Turn drift into actions, in the order in which they must run. Planning changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from vnetd.core import diff as d
+from vnetd.core.model import (
+    Address,
+    Chain,
+    DhcpHost,
+    DhcpRange,
+    Family,
+    IfName,
+    Observed,
+    network_object,
+)
+from vnetd.core.policy import NetworkPolicy, Policy
+from vnetd.core.rules import iptables, repair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Action:
+    """objects: whose drift it ends. impact: what running guests lose by it."""
+
+    objects: tuple[str, ...]
+    reason: str
+    impact: str = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainEdits:
+    """new: the chain does not exist yet."""
+
+    chain: Chain
+    new: bool
+    edits: tuple[repair.Edit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRules(_Action):
+    """All of one family at once: a transaction for each table."""
+
+    family: Family
+    chains: tuple[ChainEdits, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveNetwork(_Action):
+    network: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefineNetwork(_Action):
+    policy: NetworkPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAutostart(_Action):
+    network: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateDhcp(_Action):
+    network: str
+    add: tuple[DhcpRange | DhcpHost, ...]
+    remove: tuple[DhcpRange | DhcpHost, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartNetwork(_Action):
+    network: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartNetwork(_Action):
+    network: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetBridge(_Action):
+    """None leaves as it is."""
+
+    bridge: IfName
+    mac: str | None = None
+    mtu: int | None = None
+    stp: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddAddress(_Action):
+    bridge: IfName
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlugTap(_Action):
+    tap: IfName
+    bridge: IfName
+    isolated: bool
+
+
+Action = (
+    RestoreRules
+    | RemoveNetwork
+    | DefineNetwork
+    | SetAutostart
+    | UpdateDhcp
+    | StartNetwork
+    | RestartNetwork
+    | SetBridge
+    | AddAddress
+    | PlugTap
+)
+
+_STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"
+
+
+def text(action: Action) -> str:
+    """What the action does, as one line."""
+    match action:
+        case RestoreRules(family=family, chains=chains):
+            count = sum(1 for chain in chains for edit in chain.edits if edit.position)
+            version = "IPv4" if family is Family.IPV4 else "IPv6"
+            return f"restore {count} {version} rules in {len(chains)} chains"
+        case RemoveNetwork(network=network):
+            return f"stop and undefine network {network}"
+        case DefineNetwork(policy=policy):
+            return f"define network {policy.name}"
+        case SetAutostart(network=network, on=on):
+            return f"turn autostart of network {network} {'on' if on else 'off'}"
+        case UpdateDhcp(network=network, add=add, remove=remove):
+            return f"update DHCP of network {network}: {len(add)} added, {len(remove)} removed"
+        case StartNetwork(network=network):
+            return f"start network {network}"
+        case RestartNetwork(network=network):
+            return f"stop and start network {network}"
+        case SetBridge(bridge=bridge, mac=mac, mtu=mtu, stp=stp):
+            parts = ["up"]
+            parts += [f"MAC {mac}"] if mac is not None else []
+            parts += [f"MTU {mtu}"] if mtu is not None else []
+            parts += [f"STP {'on' if stp else 'off'}"] if stp is not None else []
+            return f"set bridge {bridge} {', '.join(parts)}"
+        case AddAddress(bridge=bridge, address=address):
+            return f"add address {address} to bridge {bridge}"
+        case PlugTap(tap=tap, bridge=bridge):
+            return f"plug tap {tap} into bridge {bridge}"
+        case _:
+            assert_never(action)
+
+
+def plan(
+    policy: Policy,
+    observed: Observed,
+    found: d.Diff,
+    remembered: Mapping[Chain, Sequence[str]] | None = None,
+) -> tuple[Action, ...]:
+    """Firewall first: it is what guests feel most, and libvirt cannot start a network without its
+    chains. Links last: libvirt's actions make and remove them.
+    """
+    restarted = {
+        item.network for item in found.drift if isinstance(item, d.LiveDiffers | d.BridgeMissing)
+    }
+    rules: list[Action] = list(_rules(observed, found, remembered or {}))
+    networks: list[Action] = []
+    links: list[Action] = []
+    for name in sorted(restarted):
+        reasons = [
+            d.text(item)
+            for item in found.drift
+            if item.network == name and isinstance(item, d.LiveDiffers | d.BridgeMissing)
+        ]
+        networks.append(
+            RestartNetwork(
+                objects=(network_object(name),),
+                reason="; ".join(reasons),
+                impact=_restart_impact(name, observed),
+                network=name,
+            )
+        )
+    for item in found.drift:
+        if isinstance(item, d.RulesDiffer | d.LiveDiffers | d.BridgeMissing):
+            continue
+        action = _action(item, policy, observed)
+        if isinstance(action, SetBridge | AddAddress | PlugTap):
+            if item.network not in restarted:
+                links.append(action)
+        else:
+            networks.append(action)
+    return (*rules, *sorted(networks, key=_rank), *links)
+
+
+# Removing first frees names and subnets; a definition must be right before it is started.
+_ORDER = (RemoveNetwork, DefineNetwork, SetAutostart, UpdateDhcp, RestartNetwork, StartNetwork)
+
+
+def _rank(action: Action) -> int:
+    return next(at for at, kind in enumerate(_ORDER) if isinstance(action, kind))
+
+
+def _action(
+    item: d.Undefined
+    | d.ConfigDiffers
+    | d.DhcpDiffers
+    | d.Stopped
+    | d.AutostartDiffers
+    | d.Unexpected
+    | d.BridgeDiffers
+    | d.AddressMissing
+    | d.Unplugged,
+    policy: Policy,
+    observed: Observed,
+) -> Action:
+    objects, reason = (network_object(item.network),), d.text(item)
+    match item:
+        case d.Undefined() | d.ConfigDiffers():
+            return DefineNetwork(
+                objects=objects, reason=reason, policy=policy.networks[item.network]
+            )
+        case d.DhcpDiffers(add=add, remove=remove):
+            return UpdateDhcp(
+                objects=objects,
+                reason=reason,
+                impact="new connections wait up to 1 s while libvirt rewrites the network's rules",
+                network=item.network,
+                add=add,
+                remove=remove,
+            )
+        case d.Stopped():
+            return StartNetwork(objects=objects, reason=reason, network=item.network)
+        case d.AutostartDiffers(want=want):
+            return SetAutostart(objects=objects, reason=reason, network=item.network, on=want)
+        case d.Unexpected():
+            return RemoveNetwork(objects=objects, reason=reason, network=item.network)
+        case d.BridgeDiffers(bridge=bridge, differences=differences):
+            values = {difference.key: difference.want for difference in differences}
+            return SetBridge(
+                objects=objects,
+                reason=reason,
+                bridge=bridge,
+                mac=values.get("mac"),
+                mtu=int(values["mtu"]) if "mtu" in values else None,
+                stp=values["stp"] == "on" if "stp" in values else None,
+            )
+        case d.AddressMissing(bridge=bridge, address=address):
+            return AddAddress(objects=objects, reason=reason, bridge=bridge, address=address)
+        case d.Unplugged(bridge=bridge, tap=tap, isolated=isolated):
+            return PlugTap(
+                objects=objects,
+                reason=reason,
+                impact=_STP_WAIT if _stp(bridge, observed) else "none",
+                tap=tap,
+                bridge=bridge,
+                isolated=isolated,
+            )
+        case _:
+            assert_never(item)
+
+
+def _rules(
+    observed: Observed, found: d.Diff, remembered: Mapping[Chain, Sequence[str]]
+) -> Sequence[RestoreRules]:
+    ruleset, chains = observed.firewall, found.chains
+    drift = [item for item in found.drift if isinstance(item, d.RulesDiffer)]
+    lost = observed.libvirt is not None and observed.libvirt.lost_chains
+    if ruleset is None or chains is None or not (drift or lost):
+        return ()
+    actions = []
+    for family in Family:
+        edited = tuple(
+            ChainEdits(
+                chain=chain,
+                new=chain in iptables.PRIVATE_CHAINS and chain not in ruleset.chains,
+                edits=tuple(
+                    repair.edits(ruleset.chains.get(chain, ()), rules, remembered.get(chain, ()))
+                ),
+            )
+            for chain, rules in sorted(chains.items())
+            if chain.family is family
+        )
+        changed = tuple(chain for chain in edited if chain.edits or chain.new)
+        if changed:
+            of_family = [item for item in drift if item.chain.family is family]
+            lines = {f"{item.chain}: rules differ" for item in of_family}
+            actions.append(
+                RestoreRules(
+                    objects=tuple(sorted({network_object(item.network) for item in of_family})),
+                    reason="; ".join(sorted(lines)) or "libvirt's chains are gone",
+                    family=family,
+                    chains=changed,
+                )
+            )
+    return actions
+
+
+def _restart_impact(network: str, observed: Observed) -> str:
+    libvirt = observed.libvirt
+    taps = [tap for tap in libvirt.taps if tap.network == network] if libvirt else []
+    if not taps:
+        return "none: no guest is on it"
+    live = libvirt.networks[network].live if libvirt else None
+    gap = "1 s" if live and live.stp is False else "6 s (STP)"
+    guests = ", ".join(sorted({tap.domain for tap in taps}))
+    return f"guests {guests} lose the network for about {gap}"
+
+
+def _stp(bridge: IfName, observed: Observed) -> bool:
+    link = (observed.links or {}).get(bridge)
+    return link is not None and bool(link.stp)

@@ -1,0 +1,126 @@
+"""Compare one chain with what it must hold, and say how to put it right.
+
+Foreign rules in a chain of libvirt's (hook scripts put them there) and in the built-in chains keep
+their places. A chain is right if libvirt's rules stand in it once each and in libvirt's order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Flaws:
+    missing: tuple[str, ...] = ()
+    duplicate: tuple[str, ...] = ()
+    misplaced: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.duplicate or self.misplaced)
+
+    @property
+    def rules(self) -> frozenset[str]:
+        return frozenset((*self.missing, *self.duplicate, *self.misplaced))
+
+    def only(self, rules: Collection[str]) -> Flaws:
+        return Flaws(
+            missing=tuple(rule for rule in self.missing if rule in rules),
+            duplicate=tuple(rule for rule in self.duplicate if rule in rules),
+            misplaced=tuple(rule for rule in self.misplaced if rule in rules),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """position: where to insert (1 = first), or 0 to delete the first rule of this text."""
+
+    rule: str
+    position: int = 0
+
+
+def flaws(observed: Sequence[str], expected: Sequence[str]) -> Flaws:
+    rank = {rule: place for place, rule in enumerate(expected)}
+    ours = [rule for rule in observed if rule in rank]
+    copies = Counter(ours)
+    in_order = set(_longest_rising(ours, rank))
+    return Flaws(
+        missing=tuple(rule for rule in expected if rule not in copies),
+        duplicate=tuple(rule for rule in expected if copies[rule] > 1),
+        misplaced=tuple(r for r in expected if copies[r] == 1 and r not in in_order),
+    )
+
+
+def edits(
+    observed: Sequence[str], expected: Sequence[str], remembered: Sequence[str] = ()
+) -> list[Edit]:
+    """The changes that put a chain right: first all deletions, then insertions from the top down.
+
+    Deletions name the rule, never a number: should somebody else write in between, nothing foreign
+    can be hit. remembered is the chain as it was when it was last right: a lost rule goes back to
+    its old place among foreign ones.
+    """
+    wrong = flaws(observed, expected)
+    if not wrong:
+        return []
+    guides = (remembered, expected) if _holds(remembered, expected) else (expected,)
+    for guide in guides:
+        changes, result = _edits(observed, expected, wrong.rules, guide)
+        if not flaws(result, expected):
+            return changes
+    raise AssertionError("a chain guided by its own expectation must come out right")
+
+
+def _edits(
+    observed: Sequence[str], expected: Sequence[str], wrong: frozenset[str], guide: Sequence[str]
+) -> tuple[list[Edit], list[str]]:
+    changes = [Edit(rule) for rule in observed if rule in wrong]
+    chain = [rule for rule in observed if rule not in wrong]
+    if not chain:  # flushed: nothing foreign to stand beside
+        return [*changes, *(Edit(r, at) for at, r in enumerate(expected, 1))], list(expected)
+    for rule in expected:
+        if rule in wrong:
+            place = _place(chain, rule, guide)
+            chain.insert(place, rule)
+            changes.append(Edit(rule, position=place + 1))
+    return changes, chain
+
+
+def _place(chain: Sequence[str], rule: str, guide: Sequence[str]) -> int:
+    """Behind the nearest rule that came before it, else before the nearest that came after it."""
+    at = guide.index(rule)
+    for before in reversed(guide[:at]):
+        if before in chain:
+            return len(chain) - list(reversed(chain)).index(before)
+    for after in guide[at + 1 :]:
+        if after in chain:
+            return chain.index(after)
+    return 0
+
+
+def _holds(chain: Sequence[str], expected: Sequence[str]) -> bool:
+    return bool(chain) and not flaws(chain, expected)
+
+
+def _longest_rising(ours: Sequence[str], rank: dict[str, int]) -> list[str]:
+    """The longest run of rules that already stand in order (patience sorting)."""
+    tails: list[int] = []
+    tail_at: list[int] = []
+    back: list[int] = []
+    for at, rule in enumerate(ours):
+        column = bisect_left(tails, rank[rule])
+        back.append(tail_at[column - 1] if column else -1)
+        if column == len(tails):
+            tails.append(rank[rule])
+            tail_at.append(at)
+        else:
+            tails[column] = rank[rule]
+            tail_at[column] = at
+    run: list[str] = []
+    at = tail_at[-1] if tail_at else -1
+    while at >= 0:
+        run.append(ours[at])
+        at = back[at]
+    return run

@@ -1,0 +1,143 @@
+"""What a pass found, as the bus shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vnetd.core import diff as d
+from vnetd.core.model import Definition, Observed, State, World, network_object
+from vnetd.core.policy import Enforcement, Policy
+
+
+class Kept(StrEnum):
+    """How vnetd stands to a network."""
+
+    MANAGED = "managed"
+    PROTECTED = "protected"
+    IGNORED = "ignored"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatus:
+    name: str
+    state: State
+    kept: Kept
+    uuid: str
+    mode: str
+    bridge: str
+    active: bool
+    autostart: bool
+    addresses: tuple[str, ...]
+    drift: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    state: State
+    enforcement: Enforcement
+    reasons: tuple[str, ...]
+    libvirt: str
+    firewall: str
+    networks: Mapping[str, NetworkStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the daemon knows beside drift. failures and fights: object → why."""
+
+    paused: bool = False
+    healing: bool = False
+    failures: Mapping[str, str] | None = None
+    fights: Mapping[str, str] | None = None
+    troubles: Sequence[str] = ()
+
+
+def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances) -> Status:
+    libvirt = observed.libvirt
+    world = observed.firewall.world if observed.firewall else None
+    troubles = [*now.troubles]
+    if world not in (None, World.IPTABLES_NFT, World.NONE):
+        troubles.append(f"firewall: rules in {world} are not repaired by this version")
+    observing = policy.enforcement is Enforcement.OBSERVE
+    per_object = _per_object(found, now)
+    networks = {}
+    names = set(policy.networks) | set(libvirt.networks if libvirt else ())
+    for name in sorted(names):
+        drift, reasons = per_object.pop(network_object(name), ((), ()))
+        have = libvirt.networks.get(name) if libvirt else None
+        definition = have.definition if have else None
+        networks[name] = NetworkStatus(
+            name=name,
+            state=_state(drift, reasons, now, observing=observing),
+            kept=_kept(policy, name),
+            uuid=definition.uuid or "" if definition else "",
+            mode=_mode(policy, name, definition),
+            bridge=definition.bridge or "" if definition else "",
+            active=have.live is not None if have else False,
+            autostart=have.autostart if have else False,
+            addresses=tuple(str(a) for a in definition.addresses) if definition else (),
+            drift=drift,
+            reasons=reasons,
+        )
+    for _, reasons in per_object.values():
+        troubles += reasons
+    states = [network.state for network in networks.values()]
+    return Status(
+        state=_worst([*states, _state((), troubles, now, observing=observing)]),
+        enforcement=policy.enforcement,
+        reasons=tuple(troubles),
+        libvirt=libvirt.version if libvirt else "",
+        firewall=str(world or ""),
+        networks=networks,
+    )
+
+
+_SEVERITY = (State.PAUSED, State.DEGRADED, State.DRIFTED, State.HEALING, State.CONVERGED)
+
+
+def _worst(states: Sequence[State]) -> State:
+    return min(states, key=_SEVERITY.index)
+
+
+def _state(
+    drift: Sequence[str], reasons: Sequence[str], now: Circumstances, *, observing: bool
+) -> State:
+    if now.paused:
+        return State.PAUSED
+    if reasons:
+        return State.DEGRADED
+    if drift:
+        return State.HEALING if now.healing and not observing else State.DRIFTED
+    return State.CONVERGED
+
+
+def _per_object(
+    found: d.Diff, now: Circumstances
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    drift: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
+    for item in found.drift:
+        drift.setdefault(d.object_of(item), []).append(d.text(item))
+    for conflict in found.conflicts:
+        reasons.setdefault(conflict.object, []).append(conflict.text)
+    for object_, why in (*(now.failures or {}).items(), *(now.fights or {}).items()):
+        reasons.setdefault(object_, []).append(why)
+    return {
+        object_: (tuple(drift.get(object_, ())), tuple(reasons.get(object_, ())))
+        for object_ in (*drift, *reasons)
+    }
+
+
+def _kept(policy: Policy, network: str) -> Kept:
+    if network in policy.networks:
+        return Kept.MANAGED
+    return Kept.PROTECTED if d.is_kept(policy, network) else Kept.IGNORED
+
+
+def _mode(policy: Policy, network: str, definition: Definition | None) -> str:
+    if definition is not None:
+        return definition.mode
+    return policy.networks[network].mode

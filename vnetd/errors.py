@@ -1,0 +1,42 @@
+"""What can go wrong, in as few classes as callers tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class VnetdError(Exception):
+    """Base of all errors that vnetd raises on purpose. The text is for an admin to read."""
+
+
+class BackendError(VnetdError):
+    """A system that vnetd reads or changes refused or failed; trying again later may help."""
+
+
+class NotConnected(BackendError):
+    """The system is not there at the moment; its watcher brings it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a policy file. line is 0 where none can be named (the whole file)."""
+
+    file: str
+    line: int
+    key: str
+    wrong: str
+    right: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        key = f"{self.key}: " if self.key else ""
+        return f"{place}: {key}{self.wrong}; {self.right}"
+
+
+class PolicyError(VnetdError):
+    """A policy is not valid. All its mistakes are in problems, in the order of the files."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
