@@ -1,0 +1,37 @@
+"""What the reconciler knows of the systems behind it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vnetd.core.model import Cause, Observed, Source
+from vnetd.core.plan import Action
+
+
+class Poke(Protocol):
+    """Says: look again, there. cause: who changed it, if the kernel told.
+
+    settle: the writer is still writing; wait until it is quiet.
+    """
+
+    def __call__(
+        self, *sources: Source, reason: str, cause: Cause | None = None, settle: bool = False
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def actions(self) -> tuple[type[Action], ...]:
+        """The actions that apply takes."""
+
+    async def observe(self, observed: Observed) -> Observed:
+        """The same with a fresh look at this source. Raises BackendError."""
+
+    async def apply(self, action: Action) -> None:
+        """Returns when it is done; repeating it does no harm. Raises BackendError."""
+
+    async def watch(self, poke: Poke) -> None:
+        """Poke on every change, until cancelled."""

@@ -1,0 +1,132 @@
+"""Policy files, and directories whose changes matter."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vnetd.core.policy import PolicyText
+from vnetd.errors import PolicyError, Problem
+
+DEFAULT_CONFIG = Path("/etc/vnetd/vnetd.toml")
+
+_MOST_BYTES = 4 * 1024 * 1024
+
+# inotify(7)
+_CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x8, 0x40, 0x80, 0x100, 0x200
+_IS_DIRECTORY = 0x40000000
+_FINISHED = _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _DELETE
+
+
+def drop_ins(main: Path) -> Path:
+    return main.with_name(main.name + ".d")
+
+
+def read_policy(main: Path) -> list[PolicyText]:
+    """The main file and its drop-ins in order of their names; [] if there is none of them.
+
+    Raises PolicyError for files that cannot be read or must not be trusted.
+    """
+    directory = drop_ins(main)
+    paths = [main] if main.exists() else []
+    try:
+        paths += sorted(path for path in directory.iterdir() if path.suffix == ".toml")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    return [read_text(path) for path in paths]
+
+
+def read_text(path: Path) -> PolicyText:
+    """Raises PolicyError."""
+    try:
+        # Not blocking: a FIFO in place of a file must not hang the reader.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            _check(path, os.fstat(file.fileno()))
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if len(data) > _MOST_BYTES:
+        raise _refused(path, f"is larger than {_MOST_BYTES >> 20} MiB", "make it smaller")
+    try:
+        return PolicyText(str(path), data.decode())
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise _refused(path, "is not UTF-8 text", "save it as UTF-8", line) from error
+
+
+class DirectoryWatch:
+    """Changes of the files in directories, those that exist.
+
+    A file counts when it has been written, not while: its creation alone says nothing. created:
+    a new name counts too, for symbolic links, which nobody ever writes to.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, created: bool = False) -> None:
+        # pyroute2 brings the system calls. Imported late: it takes a quarter of a second, which
+        # a command line that only reads a policy need not wait for.
+        from pyroute2.inotify.inotify_fd import Inotify
+
+        self._created = created
+        self._inotify = Inotify(path=())
+        self._inotify.bind()
+        os.set_inheritable(self._inotify.fd, False)
+        for path in paths:
+            if path.is_dir():
+                self._inotify.register_path(str(path), _FINISHED | _CREATE)
+
+    async def changed(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = asyncio.Event()
+            loop.add_reader(self._inotify.fd, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(self._inotify.fd)
+            if any(self._counts(mask) for mask in _masks(os.read(self._inotify.fd, 1 << 16))):
+                return
+
+    def close(self) -> None:
+        self._inotify.close()
+
+    def _counts(self, mask: int) -> bool:
+        return bool(self._created or mask & _IS_DIRECTORY or not mask & _CREATE)
+
+
+def _masks(events: bytes) -> Iterator[int]:
+    """struct inotify_event: wd, mask, cookie, length of the name, name."""
+    at = 0
+    while at + 16 <= len(events):
+        _, mask, _, length = struct.unpack_from("iIII", events, at)
+        yield mask
+        at += 16 + length
+
+
+def _check(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _refused(path, "is not a regular file", "put a file there")
+    if status.st_mode & stat.S_IWOTH:
+        raise _refused(path, "can be written by anybody", f"run: chmod o-w {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        raise _refused(path, "belongs to another user", f"run: chown root {path}")
+
+
+def missing(path: Path) -> Problem:
+    wrong = "is gone; the policy that was read from it stays in force"
+    return Problem(str(path), 0, "", wrong, "put it back, or restart vnetd to do without")
+
+
+def _unreadable(path: Path, error: OSError) -> PolicyError:
+    wrong = f"cannot be read: {os.strerror(error.errno or errno.EIO)}"
+    return _refused(path, wrong, "check the path and its permissions")
+
+
+def _refused(path: Path, wrong: str, right: str, line: int = 0) -> PolicyError:
+    return PolicyError([Problem(str(path), line, "", wrong, right)])

@@ -1,0 +1,54 @@
+"""iptables-save's text → chains, and edits → iptables-restore's text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from vnetd.core.model import Chain, Family
+from vnetd.core.plan import ChainEdits
+from vnetd.core.rules.iptables import BUILTIN_CHAINS, PRIVATE_CHAINS
+
+_WATCHED = frozenset((*BUILTIN_CHAINS, *PRIVATE_CHAINS))
+
+
+def parse(text: str, family: Family) -> dict[Chain, tuple[str, ...]]:
+    """The chains that libvirt writes to, as far as they exist."""
+    chains: dict[Chain, list[str]] = {}
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(":"):
+            chain = Chain(family, table, line[1:].split(" ", 1)[0])
+            if chain in _WATCHED:
+                chains[chain] = []
+        elif line.startswith("-A "):
+            name, _, rule = line[3:].partition(" ")
+            if (rules := chains.get(Chain(family, table, name))) is not None:
+                rules.append(rule)
+    return {chain: tuple(rules) for chain, rules in chains.items()}
+
+
+def render(changes: Iterable[ChainEdits]) -> str:
+    """For iptables-restore --noflush: one transaction for each table.
+
+    A chain is made with -N: the usual ":CHAIN" line would empty one that libvirt has just made.
+    """
+    lines = []
+    for table, group in groupby(sorted(changes, key=_place), key=lambda item: item.chain.table):
+        chains = list(group)
+        lines.append(f"*{table}")
+        lines += [f"-N {item.chain.name}" for item in chains if item.new]
+        for item in chains:
+            for edit in item.edits:
+                if edit.position:
+                    lines.append(f"-I {item.chain.name} {edit.position} {edit.rule}")
+                else:
+                    lines.append(f"-D {item.chain.name} {edit.rule}")
+        lines.append("COMMIT")
+    return "\n".join(lines) + "\n"
+
+
+def _place(item: ChainEdits) -> tuple[str, bool, Chain]:
+    return item.chain.table, item.chain in BUILTIN_CHAINS, item.chain

@@ -1,0 +1,439 @@
+"""libvirt: the connection, its events, networks and the taps of running domains.
+
+libvirt's calls block, so each runs in a thread of its own; nothing of libvirt leaves this file but
+values of the model. Its events only say where to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import libvirt
+
+from vnetd.backends import domain_xml, files, network_xml, process
+from vnetd.backends.base import Poke
+from vnetd.core.model import Cause, DhcpHost, DhcpRange, Libvirt, Network, Observed, Source, Tap
+from vnetd.core.plan import (
+    Action,
+    DefineNetwork,
+    RemoveNetwork,
+    RestartNetwork,
+    SetAutostart,
+    StartNetwork,
+    UpdateDhcp,
+)
+from vnetd.errors import BackendError, NotConnected
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+# The daemon itself asks every 5 s by default; this one speaks up only where that one is silent.
+_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT = 6, 2
+# A call waits while libvirt starts another network, and for 10 s while DNS is dead.
+_CALL_SECONDS = 25.0
+_LONGEST_WAIT = 2.0
+# network_conf/virnetworkobj: what changes without an event (net-update, net-autostart, SIGHUP).
+_DIRECTORIES = tuple(
+    Path(path)
+    for path in (
+        "/etc/libvirt/qemu/networks",
+        "/etc/libvirt/qemu/networks/autostart",
+        "/run/libvirt/network",
+    )
+)
+_PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
+_CHAINS_LOST = "No chain/target/match by that name"
+
+
+class Libvirtd:
+    source = Source.LIBVIRT
+    actions: tuple[type[Action], ...] = (
+        RemoveNetwork,
+        DefineNetwork,
+        SetAutostart,
+        UpdateDhcp,
+        StartNetwork,
+        RestartNetwork,
+    )
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._connection: Any = None
+        self._why = "not connected yet"
+        self._session = 0
+        self._tried = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._one_call = asyncio.Lock()
+        self._lost_chains = False
+
+    async def observe(self, observed: Observed) -> Observed:
+        await self._tried.wait()
+        connection = self._connected()
+        version, networks, taps = await self._call(lambda: _read(connection), "reading networks")
+        seen = Libvirt(version, self._session, networks, taps, self._lost_chains)
+        return replace(observed, libvirt=seen)
+
+    async def apply(self, action: Action) -> None:
+        connection = self._connected()
+        match action:
+            case DefineNetwork(policy=policy):
+                await self._change(lambda: _define(connection, policy), policy.name)
+            case SetAutostart(network=name, on=on):
+                await self._change(lambda: _lookup(connection, name).setAutostart(on), name)
+            case UpdateDhcp(network=name):
+                await self._change(lambda: _update_dhcp(connection, action), name)
+            case StartNetwork(network=name):
+                await self._start(lambda: _start(connection, name), name)
+            case RestartNetwork(network=name):
+                await self._start(lambda: _restart(connection, name), name)
+            case RemoveNetwork(network=name):
+                await self._change(lambda: _remove(connection, name), name)
+            case _:
+                raise AssertionError(action)
+
+    async def watch(self, poke: Poke) -> None:
+        """Keep a connection; every new one starts with a look at everything."""
+        _start_event_loop()
+        attempt = 0
+        while True:
+            try:
+                events = await self._open(poke)
+            except BackendError as error:
+                if self._why != str(error):
+                    self._why = str(error)
+                    poke(self.source, reason=self._why)
+                self._tried.set()
+                attempt += 1
+                await asyncio.sleep(min(_LONGEST_WAIT, 0.1 * 2**attempt))
+                continue
+            attempt = 0
+            self._tried.set()
+            poke(*Source, reason="libvirt answers")
+            try:
+                await self._serve(poke)
+            finally:
+                self._connection = None
+                self._why = f"lost the connection to {self._uri}"
+                await _in_thread(events.close)
+            poke(self.source, reason=self._why)
+
+    def _connected(self) -> Any:
+        if self._connection is None:
+            raise NotConnected(self._why)
+        return self._connection
+
+    async def _open(self, poke: Poke) -> _Events:
+        # Against a stopped daemon open() hangs for ever, and only in its own thread.
+        opening = asyncio.ensure_future(_in_thread(lambda: libvirt.open(self._uri)))
+        done, _ = await asyncio.wait([opening], timeout=_CALL_SECONDS)
+        if not done:
+            self._why = f"{self._uri} does not answer"
+            self._tried.set()
+            poke(self.source, reason=self._why)
+        try:
+            connection = await opening
+        except libvirt.libvirtError as error:
+            raise NotConnected(error.get_error_message() or str(error)) from error
+        self._closed.clear()
+        events = _Events(connection, asyncio.get_running_loop(), poke, self._closed)
+        try:
+            await _in_thread(events.register)
+        except libvirt.libvirtError as error:
+            await _in_thread(events.close)
+            raise NotConnected(error.get_error_message() or str(error)) from error
+        self._connection = connection
+        self._session += 1
+        self._lost_chains = False
+        return events
+
+    async def _serve(self, poke: Poke) -> None:
+        """Until the connection is lost."""
+        watching = asyncio.ensure_future(self._watch_files(poke))
+        try:
+            await self._closed.wait()
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _watch_files(self, poke: Poke) -> None:
+        watch = files.DirectoryWatch(_DIRECTORIES, created=True)
+        try:
+            while True:
+                await watch.changed()
+                poke(self.source, Source.LINKS, reason="libvirt's files changed")
+        finally:
+            watch.close()
+
+    async def _call(self, work: Callable[[], _T], what: str) -> _T:
+        async with self._one_call:
+            call = asyncio.ensure_future(_in_thread(work))
+            done, _ = await asyncio.wait([call], timeout=_CALL_SECONDS)
+            if not done:
+                # The thread ends when keepalive finds the connection dead.
+                call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                self._closed.set()
+                raise BackendError(f"{what}: libvirt gave no answer in {_CALL_SECONDS:.0f} s")
+            try:
+                return call.result()
+            except libvirt.libvirtError as error:
+                raise BackendError(f"{what}: {error.get_error_message()}") from error
+
+    async def _change(self, work: Callable[[], object], network: str) -> None:
+        await self._call(work, f"network {network}")
+
+    async def _start(self, work: Callable[[], object], network: str) -> None:
+        try:
+            await self._change(work, network)
+        except BackendError as error:
+            if _CHAINS_LOST in str(error):
+                self._lost_chains = True
+            raise
+        self._lost_chains = False
+
+
+class _Events:
+    """libvirt's callbacks run in its event thread: they only hand the news to the loop."""
+
+    def __init__(
+        self,
+        connection: Any,
+        loop: asyncio.AbstractEventLoop,
+        poke: Poke,
+        closed: asyncio.Event,
+    ) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._poke = poke
+        self._closed = closed
+        self._networks: list[int] = []
+        self._domains: list[int] = []
+
+    def register(self) -> None:
+        connection = self._connection
+        connection.registerCloseCallback(self._on_close, None)
+        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
+        event = libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE
+        self._networks.append(
+            connection.networkEventRegisterAny(None, event, self._on_network, None)
+        )
+        for event in (
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+            libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+        ):
+            self._domains.append(
+                connection.domainEventRegisterAny(None, event, self._on_domain, None)
+            )
+
+    def close(self) -> None:
+        """Each step by itself: on a dead connection all of them fail, and let go all the same."""
+        with suppress(libvirt.libvirtError):
+            self._connection.unregisterCloseCallback()
+        for callback in self._networks:
+            with suppress(libvirt.libvirtError):
+                self._connection.networkEventDeregisterAny(callback)
+        for callback in self._domains:
+            with suppress(libvirt.libvirtError):
+                self._connection.domainEventDeregisterAny(callback)
+        with suppress(libvirt.libvirtError):
+            self._connection.close()
+
+    def _on_network(self, _connection: Any, network: Any, event: int, *_rest: Any) -> None:
+        what = {
+            libvirt.VIR_NETWORK_EVENT_DEFINED: "defined",
+            libvirt.VIR_NETWORK_EVENT_UNDEFINED: "undefined",
+            libvirt.VIR_NETWORK_EVENT_STARTED: "started",
+            libvirt.VIR_NETWORK_EVENT_STOPPED: "stopped",
+        }.get(event, "changed")
+        self._hand_over(f"network {network.name()} {what}", daemon())
+
+    def _on_domain(self, _connection: Any, domain: Any, *_rest: Any) -> None:
+        self._hand_over(f"domain {domain.name()} changed", None)
+
+    def _on_close(self, _connection: Any, _reason: int, _opaque: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended before the connection
+            self._loop.call_soon_threadsafe(self._closed.set)
+
+    def _hand_over(self, reason: str, cause: Cause | None) -> None:
+        def hand_over() -> None:
+            self._poke(Source.LIBVIRT, Source.LINKS, reason=reason, cause=cause)
+
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(hand_over)
+
+
+def daemon() -> Cause | None:
+    """The daemon through which a network was changed; libvirt does not tell for whom."""
+    for path in _PID_FILES:
+        try:
+            pid = int(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if (name := process.name_of(pid)) is not None:
+            return Cause(name, pid)
+    return None
+
+
+_event_thread: threading.Thread | None = None
+
+
+def _start_event_loop() -> None:
+    """libvirt's own loop in a thread: its asyncio one loses events if calls come from threads.
+
+    It can be set only once in a process, and before the first connection.
+    """
+    global _event_thread
+    if _event_thread is not None:
+        return
+    libvirt.registerErrorHandler(lambda *_: None, None)  # else errors go to stderr as well
+    libvirt.virEventRegisterDefaultImpl()
+
+    def run() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    _event_thread = threading.Thread(target=run, name="libvirt-events", daemon=True)
+    _event_thread.start()
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """Run in a daemon thread: unlike an executor's, one that hangs cannot hold up the exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # no error: it is a _T
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+    return await future
+
+
+def _read(connection: Any) -> tuple[str, dict[str, Network], tuple[Tap, ...]]:
+    active = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
+    persistent = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_PERSISTENT)
+    autostart = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_AUTOSTART)
+    networks = {}
+    for network in connection.listAllNetworks():
+        name, uuid = network.name(), network.UUIDString()
+        try:
+            live = network.XMLDesc() if uuid in active else None
+            config = (
+                network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE) if uuid in persistent else None
+            )
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                continue  # undefined since the list was made
+            raise
+        if live or config:
+            networks[name] = Network(
+                name=name,
+                config=network_xml.parse(config) if config else None,
+                live=network_xml.parse(live) if live else None,
+                autostart=uuid in autostart,
+            )
+    return _version(connection), networks, _taps(connection)
+
+
+def _uuids(connection: Any, flag: int) -> set[str]:
+    return {network.UUIDString() for network in connection.listAllNetworks(flag)}
+
+
+def _taps(connection: Any) -> tuple[Tap, ...]:
+    taps: list[Tap] = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            if domain.state()[:2] != [
+                libvirt.VIR_DOMAIN_PAUSED,
+                libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,  # libvirt is still making its taps
+            ]:
+                taps += domain_xml.taps(domain.XMLDesc())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+    return tuple(taps)
+
+
+def _version(connection: Any) -> str:
+    number = connection.getLibVersion()
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _lookup(connection: Any, name: str) -> Any:
+    return connection.networkLookupByName(name)
+
+
+def _define(connection: Any, policy: Any) -> None:
+    try:
+        network = _lookup(connection, policy.name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+            raise
+        base = None
+    else:
+        persistent = network.isPersistent()
+        base = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE if persistent else 0)
+    connection.networkDefineXMLFlags(
+        network_xml.render(policy, base), libvirt.VIR_NETWORK_DEFINE_VALIDATE
+    )
+
+
+def _update_dhcp(connection: Any, action: UpdateDhcp) -> None:
+    network = _lookup(connection, action.network)
+    base = network.XMLDesc()
+    sections: dict[type[DhcpRange] | type[DhcpHost], int] = {
+        DhcpRange: libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
+        DhcpHost: libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
+    }
+    changes = [(libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, item) for item in action.remove]
+    changes += [(libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, item) for item in action.add]
+    for command, item in changes:
+        network.update(
+            command,
+            sections[type(item)],
+            network_xml.dhcp_parent(base, item),
+            network_xml.dhcp_item(item),
+            libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE,
+        )
+
+
+def _start(connection: Any, name: str) -> None:
+    network = _lookup(connection, name)
+    if not network.isActive():
+        network.create()
+
+
+def _restart(connection: Any, name: str) -> None:
+    network = _lookup(connection, name)
+    if network.isActive():
+        network.destroy()
+    network.create()
+
+
+def _remove(connection: Any, name: str) -> None:
+    network = _lookup(connection, name)
+    if network.isActive():
+        network.destroy()
+    if network.isPersistent():
+        network.undefine()

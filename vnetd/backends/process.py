@@ -1,0 +1,70 @@
+"""Run tools, and find out who runs what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnetd.errors import BackendError
+
+_SECONDS = 30.0
+# What an admin recognises is among the first ancestors: a shell, cron, ansible, a service.
+_MOST_ANCESTORS = 4
+
+
+async def run(argv: Sequence[str], stdin: str = "") -> str:
+    """The tool's output. Raises BackendError with what it said if it fails, is absent or hangs."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise BackendError(f"{argv[0]}: {error.strerror}") from error
+    try:
+        async with asyncio.timeout(_SECONDS):
+            out, err = await process.communicate(stdin.encode())
+    except TimeoutError:
+        raise BackendError(f"{argv[0]}: no end after {_SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        said = err.decode(errors="replace").strip() or f"exit status {process.returncode}"
+        raise BackendError(f"{' '.join(argv)}: {said}")
+    return out.decode(errors="replace")
+
+
+def name_of(pid: int) -> str | None:
+    """The kernel's name of a process (at most 15 bytes); None if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return None
+
+
+def ancestors(pid: int, name: str) -> tuple[str, ...] | None:
+    """ "NAME[PID]" of its ancestors, nearest first, without PID 1.
+
+    None if the process has gone, or if the pid is not of this pid namespace (the kernel speaks of
+    the initial one): then another process, or none, has it here.
+    """
+    if name_of(pid) != name:
+        return None
+    found: list[str] = []
+    while len(found) < _MOST_ANCESTORS and (pid := _parent(pid)) > 1:
+        found.append(f"{name_of(pid)}[{pid}]")
+    return tuple(found)
+
+
+def _parent(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    # The name may hold spaces and brackets; the fields behind it do not: proc(5).
+    return int(stat.rpartition(b")")[2].split()[1])

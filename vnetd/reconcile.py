@@ -1,0 +1,415 @@
+"""Trigger and Reconciler: observe → diff → plan → apply → verify → publish, one pass at a time.
+
+An event only says where to look again. What to do is decided from desired and observed state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
+
+from vnetd.backends.base import Backend
+from vnetd.core import diff as d
+from vnetd.core import plan as p
+from vnetd.core.model import Cause, Observed, Ruleset, Source
+from vnetd.core.pacing import Failure, Fight
+from vnetd.core.policy import Enforcement, Policy
+from vnetd.core.record import Outcome, Record
+from vnetd.core.status import Circumstances, Status, status
+from vnetd.errors import BackendError, NotConnected
+
+log = logging.getLogger(__name__)
+
+ALL_SOURCES = frozenset(Source)
+# Actions whose result shows only in the next look (a restarted network's taps) need a further
+# round; a plan that comes out the same again made no progress.
+_MOST_ROUNDS = 5
+_MOST_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """monotonic: seconds, for waiting and measuring; utcnow: for records."""
+
+    monotonic: Callable[[], float]
+    utcnow: Callable[[], datetime]
+
+
+class Publisher(Protocol):
+    def publish(self, status: Status) -> None: ...
+
+    def drift_detected(self, object_: str, drift: Sequence[str], cause: Cause | None) -> None: ...
+
+    def recorded(self, record: Record) -> None: ...
+
+
+@dataclass(slots=True)
+class Pokes:
+    """What came in since the last pass. first, writing: monotonic times."""
+
+    first: float
+    sources: set[Source] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+    causes: dict[Source, Cause] = field(default_factory=dict)
+    writing: float | None = None
+
+
+class Trigger:
+    """Collects pokes: a storm of them costs one pass, not a queue."""
+
+    # libvirt runs one iptables process for each rule, some 10 to 30 ms apart.
+    QUIET = 0.3
+    LONGEST = 5.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pokes: Pokes | None = None
+        self._poked = asyncio.Event()
+
+    def poke(
+        self, *sources: Source, reason: str, cause: Cause | None = None, settle: bool = False
+    ) -> None:
+        now = self._clock.monotonic()
+        if self._pokes is None:
+            self._pokes = Pokes(first=now)
+        self._pokes.sources.update(sources)
+        if reason not in self._pokes.reasons:
+            self._pokes.reasons.append(reason)
+        if cause is not None:
+            self._pokes.causes.update(dict.fromkeys(sources, cause))
+        if settle:
+            self._pokes.writing = now
+        self._poked.set()
+
+    async def wait(self, seconds: float) -> Pokes | None:
+        """The pokes so far, after the writer has settled; None if there were none in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._poked.wait()
+        except TimeoutError:
+            return None
+        while True:
+            left = self._unsettled()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        pokes, self._pokes = self._pokes, None
+        self._poked.clear()
+        return pokes
+
+    def _unsettled(self) -> float:
+        pokes = self._pokes
+        if pokes is None or pokes.writing is None:
+            return 0.0
+        until = min(pokes.writing + self.QUIET, pokes.first + self.LONGEST)
+        return until - self._clock.monotonic()
+
+
+@dataclass(slots=True)
+class _Incident:
+    """Drift of one object within one pass."""
+
+    drift: tuple[str, ...]
+    cause: Cause | None
+    actions: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+class Reconciler:
+    def __init__(self, backends: Iterable[Backend], publisher: Publisher, clock: Clock) -> None:
+        self.trigger = Trigger(clock)
+        self.policy = Policy(present=False)
+        self.observe_only = False
+        self._backends = tuple(backends)
+        self._publisher = publisher
+        self._clock = clock
+        self._observed = Observed()
+        self._remembered: Ruleset | None = None
+        self._passing = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._paused_until = 0.0
+        self._troubles: dict[str, tuple[str, ...]] = {}
+        self._unread: dict[Source, Failure] = {}
+        self._failures: dict[str, Failure] = {}
+        self._fights: dict[str, Fight] = {}
+        self._contested: dict[str, str] = {}
+        self._drifting: set[str] = set()
+        self._conflicts: frozenset[d.Conflict] = frozenset()
+        self._pass_started: float | None = None
+        self._resync_at = 0.0
+
+    # -- asked from outside
+
+    async def run(self) -> None:
+        """Pass after pass, until stop() is called."""
+        self.trigger.poke(*ALL_SOURCES, reason="start")
+        while not self._stopping.is_set():
+            pokes = await self.trigger.wait(self._idle_seconds())
+            if self._stopping.is_set():
+                return
+            await self._pass(pokes or self._due())
+
+    def stop(self) -> None:
+        """Finish the action under way and return from run()."""
+        self._stopping.set()
+        self.trigger.poke(reason="stop")
+
+    def load(self, policy: Policy) -> None:
+        self.policy = policy
+        self.trigger.poke(*ALL_SOURCES, reason="policy loaded")
+
+    def trouble(self, topic: str, texts: Sequence[str]) -> None:
+        """Something beside drift that an admin must know, until it is called without texts."""
+        if self._troubles.get(topic, ()) != tuple(texts):
+            self._troubles[topic] = tuple(texts)
+            self.trigger.poke(reason=topic)
+
+    def pause(self, seconds: float) -> None:
+        self._paused_until = self._clock.monotonic() + seconds
+        self.trigger.poke(reason="pause")
+
+    def resume(self) -> None:
+        self._paused_until = 0.0
+        self.trigger.poke(*ALL_SOURCES, reason="resume")
+
+    async def reconcile(self) -> Status:
+        """One full pass, now, whatever was to be waited for."""
+        for failure in (*self._failures.values(), *self._unread.values()):
+            failure.not_before = 0.0
+        return await self._pass(Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"]))
+
+    async def plan(self) -> tuple[p.Action, ...]:
+        """What a full pass would do. Changes nothing."""
+        async with self._passing:
+            await self._observe(ALL_SOURCES)
+            return self._think()[1]
+
+    def busy_since(self) -> float | None:
+        """When the pass under way began (monotonic); None while idle."""
+        return self._pass_started
+
+    # -- a pass
+
+    async def _pass(self, pokes: Pokes) -> Status:
+        async with self._passing:
+            self._pass_started = self._clock.monotonic()
+            try:
+                return await self._pass_through(pokes)
+            finally:
+                self._pass_started = None
+
+    async def _pass_through(self, pokes: Pokes) -> Status:
+        log.debug("pass: %s", ", ".join(pokes.reasons))
+        incidents: dict[str, _Incident] = {}
+        failed: Counter[p.Action] = Counter()
+        self._contested = {}
+        await self._observe(pokes.sources)
+        found, actions = self._think()
+        tried: tuple[p.Action, ...] = ()
+        for _ in range(_MOST_ROUNDS):
+            self._note(found, pokes, incidents)
+            actions = tuple(a for a in actions if failed[a] < _MOST_TRIES and self._may(a))
+            if not actions or actions == tried or self._stopping.is_set():
+                break
+            if not all(isinstance(action, p.RestoreRules) for action in actions):
+                self._publish(found, healing=True)  # rules are back sooner than it takes to say so
+            failed.update(await self._apply(actions, incidents))
+            self._announce(incidents)
+            await self._observe(self._touched(actions))
+            tried = actions
+            found, actions = self._think()
+        self._announce(incidents)
+        self._conclude(found, incidents, pokes.first)
+        return self._publish(found, healing=False)
+
+    async def _observe(self, sources: Iterable[Source]) -> None:
+        wanted = set(sources)
+        if wanted >= ALL_SOURCES:
+            self._resync_at = self._clock.monotonic() + self.policy.resync
+        for backend in self._backends:
+            source = backend.source
+            if source not in wanted:
+                continue
+            try:
+                self._observed = await backend.observe(self._observed)
+                self._unread.pop(source, None)
+            except BackendError as error:
+                failure = self._unread.setdefault(source, Failure(""))
+                if failure.why != str(error):
+                    log.warning("%s: %s", source, error)
+                failure.why = str(error)
+                if not isinstance(error, NotConnected):  # its watcher pokes when it is back
+                    failure.again(str(error), self._clock.monotonic())
+
+    def _think(self) -> tuple[d.Diff, tuple[p.Action, ...]]:
+        found = d.diff(self.policy, self._observed, self._remembered)
+        chains = self._remembered.chains if self._remembered else None
+        actions = p.plan(self.policy, self._observed, found, chains)
+        ruleset = self._observed.firewall
+        if ruleset and found.chains and not any(isinstance(x, d.RulesDiffer) for x in found.drift):
+            self._remembered = ruleset
+        return found, actions
+
+    def _note(self, found: d.Diff, pokes: Pokes, incidents: dict[str, _Incident]) -> None:
+        """Open an incident for each object with drift that has none yet in this pass."""
+        now = self._clock.monotonic()
+        for object_, items in _by_object(found.drift).items():
+            drift = tuple(d.text(item) for item in items)
+            if object_ in incidents:
+                incident = incidents[object_]
+                incident.drift = tuple(dict.fromkeys((*incident.drift, *drift)))
+                continue
+            causes = [pokes.causes.get(d.source(item)) for item in items]
+            cause = next((cause for cause in causes if cause is not None), None)
+            incidents[object_] = _Incident(drift, cause)
+            fight = self._fights.setdefault(object_, Fight())
+            if fight.must_wait(drift, now):
+                self._contest(object_, fight, incidents[object_])
+
+    def _contest(self, object_: str, fight: Fight, incident: _Incident) -> None:
+        who = str(incident.cause) if incident.cause else "somebody"
+        wait = fight.not_before - self._clock.monotonic()
+        why = f"{who} undoes the same repair again and again; next repair in {wait:.0f} s"
+        self._contested[object_] = why
+        if not fight.told:
+            fight.told = True
+            self._record(object_, incident, Outcome.CONFLICT, 0, why)
+
+    def _announce(self, incidents: Mapping[str, _Incident]) -> None:
+        for object_, incident in incidents.items():
+            if object_ not in self._drifting:
+                self._drifting.add(object_)
+                self._publisher.drift_detected(object_, incident.drift, incident.cause)
+
+    def _may(self, action: p.Action) -> bool:
+        if self._observing or self._paused or self._backend(action).source in self._unread:
+            return False
+        now = self._clock.monotonic()
+
+        def waits(object_: str) -> bool:
+            failure, fight = self._failures.get(object_), self._fights.get(object_)
+            return bool(
+                (failure and now < failure.not_before) or (fight and now < fight.not_before)
+            )
+
+        return not action.objects or not all(waits(object_) for object_ in action.objects)
+
+    def _backend(self, action: p.Action) -> Backend:
+        return next(b for b in self._backends if isinstance(action, b.actions))
+
+    async def _apply(
+        self, actions: Iterable[p.Action], incidents: Mapping[str, _Incident]
+    ) -> list[p.Action]:
+        """Run the actions in order; returns those that failed."""
+        failed = []
+        for action in actions:
+            if self._stopping.is_set():
+                break
+            of_action = [incidents[o] for o in action.objects if o in incidents]
+            log.info("%s (%s)", p.text(action), action.reason)
+            try:
+                await self._backend(action).apply(action)
+            except BackendError as error:
+                log.warning("%s: %s", p.text(action), error)
+                failed.append(action)
+                for incident in of_action:
+                    incident.error = str(error)
+            else:
+                for incident in of_action:
+                    incident.actions.append(p.text(action))
+        return failed
+
+    def _touched(self, actions: Iterable[p.Action]) -> set[Source]:
+        """A network that starts or stops changes links and rules as well."""
+        touched = {self._backend(action).source for action in actions}
+        return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
+
+    def _conclude(self, found: d.Diff, incidents: Mapping[str, _Incident], notice: float) -> None:
+        now = self._clock.monotonic()
+        ms = round((now - notice) * 1000)
+        left = _by_object(found.drift)
+        for object_, incident in incidents.items():
+            if object_ not in left:
+                self._drifting.discard(object_)
+                self._failures.pop(object_, None)
+                if incident.actions:
+                    self._fights[object_].healed(now)
+                    self._record(object_, incident, Outcome.REPAIRED, ms)
+            elif incident.actions or incident.error:
+                why = incident.error or "the repair did not hold"
+                failure = self._failures.setdefault(object_, Failure(""))
+                if failure.why != why:
+                    self._record(object_, incident, Outcome.FAILED, ms, why)
+                failure.again(why, now)
+        for object_ in self._drifting - set(left):
+            self._drifting.discard(object_)
+            self._failures.pop(object_, None)
+        for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):
+            incident = _Incident((conflict.text,), None)
+            self._record(conflict.object, incident, Outcome.CONFLICT, ms)
+        self._conflicts = frozenset(found.conflicts)
+
+    def _record(
+        self, object_: str, incident: _Incident, outcome: Outcome, ms: int, why: str = ""
+    ) -> None:
+        record = Record(
+            time=self._clock.utcnow().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            object=object_,
+            drift=incident.drift,
+            cause=incident.cause,
+            actions=tuple(incident.actions) or ((why,) if why else ()),
+            ms=ms,
+            outcome=outcome,
+        )
+        self._publisher.recorded(record)
+
+    def _publish(self, found: d.Diff, *, healing: bool) -> Status:
+        unread = [f"{source}: {failure.why}" for source, failure in self._unread.items()]
+        now = Circumstances(
+            paused=self._paused,
+            healing=healing,
+            failures={object_: failure.why for object_, failure in self._failures.items()},
+            fights=self._contested,
+            troubles=[text for texts in self._troubles.values() for text in texts] + unread,
+        )
+        policy = self.policy
+        if self.observe_only:
+            policy = replace(policy, enforcement=Enforcement.OBSERVE)
+        result = status(policy, self._observed, found, now)
+        self._publisher.publish(result)
+        return result
+
+    # -- when to look again without being poked
+
+    @property
+    def _observing(self) -> bool:
+        return self.observe_only or self.policy.enforcement is Enforcement.OBSERVE
+
+    @property
+    def _paused(self) -> bool:
+        return self._clock.monotonic() < self._paused_until
+
+    def _idle_seconds(self) -> float:
+        now = self._clock.monotonic()
+        times = [self._resync_at]
+        times += [failure.not_before for failure in self._failures.values()]
+        times += [failure.not_before for failure in self._unread.values() if failure.attempts]
+        times += [self._fights[object_].not_before for object_ in self._contested]
+        if self._paused:
+            times.append(self._paused_until)
+        return max(0.0, min(times) - now)
+
+    def _due(self) -> Pokes:
+        return Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["resync"])
+
+
+def _by_object(drift: Iterable[d.Drift]) -> dict[str, list[d.Drift]]:
+    found: dict[str, list[d.Drift]] = {}
+    for item in drift:
+        found.setdefault(d.object_of(item), []).append(item)
+    return found
