@@ -1,0 +1,1 @@
+"""Published: vnetd on the system bus."""

@@ -1,0 +1,100 @@
+"""Values of the core → what the bus carries. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dbus_next.signature import Variant
+
+from vnetd import __version__
+from vnetd.api.names import MANAGER, NETWORK, ROOT, network_path
+from vnetd.core import plan as p
+from vnetd.core.model import Cause
+from vnetd.core.record import Record
+from vnetd.core.status import NetworkStatus, Status
+
+Properties = dict[str, Variant]
+Objects = dict[str, dict[str, Properties]]
+"""Path → interface → properties."""
+
+
+def objects(status: Status) -> Objects:
+    found: Objects = {ROOT: {MANAGER: _manager(status)}}
+    for name, network in status.networks.items():
+        found[network_path(name)] = {NETWORK: _network(network)}
+    return found
+
+
+def action(item: p.Action) -> Properties:
+    return {
+        "action": Variant("s", p.text(item)),
+        "objects": Variant("as", list(item.objects)),
+        "reason": Variant("s", item.reason),
+        "impact": Variant("s", item.impact),
+    }
+
+
+def record(item: Record) -> Properties:
+    return {
+        "time": Variant("s", item.time),
+        "object": Variant("s", item.object),
+        "drift": Variant("as", list(item.drift)),
+        "cause": Variant("a{sv}", cause(item.cause)),
+        "actions": Variant("as", list(item.actions)),
+        "ms": Variant("u", item.ms),
+        "outcome": Variant("s", item.outcome.value),
+    }
+
+
+def cause(item: Cause | None) -> Properties:
+    """Empty where the kernel does not tell."""
+    if item is None:
+        return {}
+    return {
+        "process": Variant("s", item.process),
+        "pid": Variant("u", item.pid),
+        "parents": Variant("as", list(item.parents)),
+    }
+
+
+def changed(old: Mapping[str, Variant], new: Mapping[str, Variant]) -> Properties:
+    return {name: value for name, value in new.items() if old.get(name) != value}
+
+
+def plain(value: Any) -> Any:
+    """Without the Variants: what JSON can carry."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def _manager(status: Status) -> Properties:
+    return {
+        "Version": Variant("s", __version__),
+        "State": Variant("s", status.state.value),
+        "Mode": Variant("s", status.enforcement.value),
+        "Reasons": Variant("as", list(status.reasons)),
+        "Libvirt": Variant("s", status.libvirt),
+        "Firewall": Variant("s", status.firewall),
+    }
+
+
+def _network(network: NetworkStatus) -> Properties:
+    return {
+        "Name": Variant("s", network.name),
+        "State": Variant("s", network.state.value),
+        "Kept": Variant("s", network.kept.value),
+        "UUID": Variant("s", network.uuid),
+        "Mode": Variant("s", network.mode),
+        "Bridge": Variant("s", network.bridge),
+        "Active": Variant("b", network.active),
+        "Autostart": Variant("b", network.autostart),
+        "Addresses": Variant("as", list(network.addresses)),
+        "Drift": Variant("as", list(network.drift)),
+        "Reasons": Variant("as", list(network.reasons)),
+    }

@@ -1,0 +1,138 @@
+"""vnetctl's command line: argv, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from vnetd import __version__
+from vnetd.cli.codes import FAILED, NOT_AUTHORISED, OK, UNREACHABLE
+from vnetd.errors import PolicyError
+
+_CODES = """
+exit codes:
+  0  fine
+  1  failed
+  2  wrong usage
+  3  drifted or degraded (status, plan)
+  4  the daemon cannot be reached
+  5  not authorised
+"""
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; nothing must be flushed into its closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return OK if arguments.command == "watch" else FAILED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "check":
+        return _check(arguments.files, as_json=arguments.json)
+
+    from vnetd import sysbus  # the libraries take a tenth of a second: check does without
+    from vnetd.cli import commands
+
+    command = {
+        "status": commands.status,
+        "plan": commands.plan,
+        "reconcile": commands.reconcile,
+        "reload": commands.reload,
+        "history": commands.history,
+        "watch": commands.watch,
+        "pause": commands.pause,
+        "resume": commands.resume,
+    }[arguments.command]
+    try:
+        return asyncio.run(command(arguments))
+    except sysbus.BusError as error:
+        print(f"vnetctl: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except sysbus.RemoteError as error:
+        print(f"vnetctl: {error}", file=sys.stderr)
+        if error.name in commands.UNREACHABLE_ERRORS:
+            print("vnetctl: is vnetd running? Try: systemctl status vnetd", file=sys.stderr)
+            return UNREACHABLE
+        return NOT_AUTHORISED if error.name in commands.REFUSED_ERRORS else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vnetctl",
+        description="See and steer vnetd, which keeps libvirt's virtual networks alive.",
+        epilog=_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vnetctl {__version__}")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, what: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        # Also behind the command; not given there, it must not undo the one before.
+        command.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+        )
+        return command
+
+    add("status", "show the state of all networks, or of one").add_argument(
+        "network", nargs="?", metavar="NETWORK"
+    )
+    add("plan", "show what a full pass would do, and what it would cost guests")
+    add("reconcile", "run a full pass now")
+    add("reload", "read the policy again")
+    check = add("check", "check a policy; needs no daemon")
+    check.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        type=Path,
+        help="policy files, each a drop-in of the first; the installed policy if none is named",
+    )
+    history = add("history", "show what broke, who did it, and what was done")
+    history.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N records")
+    add("watch", "print drift and repairs as they happen")
+    pause = add("pause", "change nothing for a while")
+    pause.add_argument("seconds", type=int, metavar="SECONDS")
+    add("resume", "end a pause")
+    return parser
+
+
+def _check(paths: list[Path], *, as_json: bool) -> int:
+    from vnetd.backends import files
+    from vnetd.cli import render
+    from vnetd.core import policy
+
+    try:
+        if paths:
+            texts = [files.read_text(path) for path in paths]
+        else:
+            texts = files.read_policy(files.DEFAULT_CONFIG)
+        networks = policy.parse(texts).networks
+    except PolicyError as error:
+        if as_json:
+            render.print_json([render.problem(problem) for problem in error.problems])
+        else:
+            for problem in error.problems:
+                print(problem, file=sys.stderr)
+        return FAILED
+    if as_json:
+        render.print_json([])
+    elif texts:
+        print(f"fine: {len(networks)} networks in {len(texts)} files")
+    else:
+        print(f"there is no policy at {files.DEFAULT_CONFIG}: vnetd protects what libvirt has")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What vnetctl prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vnetd.errors import Problem
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_json_line(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def complain(text: str) -> None:
+    print(f"vnetctl: {text}", file=sys.stderr)
+
+
+def problem(item: Problem) -> dict[str, object]:
+    return {
+        "file": item.file,
+        "line": item.line,
+        "key": item.key,
+        "wrong": item.wrong,
+        "right": item.right,
+    }
+
+
+def record(item: Mapping[str, Any]) -> dict[str, object]:
+    """A record of the bus as the history's JSON has it."""
+    return {**item, "cause": _cause(item["cause"])}
+
+
+def signal(member: str, body: Sequence[Any]) -> dict[str, object]:
+    if member == "DriftDetected":
+        object_, drift, cause = body
+        return {"signal": member, "object": object_, "drift": drift, "cause": _cause(cause)}
+    return {"signal": member, **record(body[1])}
+
+
+def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
+    parts = [manager["State"]]
+    if manager["Mode"] == "observe":
+        parts.append("observing only: vnetd reports and changes nothing")
+    parts.append(f"libvirt {manager['Libvirt'] or 'not connected'}")
+    if manager["Firewall"]:
+        parts.append(manager["Firewall"])
+    print(", ".join(parts))
+    for reason in manager["Reasons"]:
+        print(f"  {clean(reason)}")
+    if not networks:
+        return
+    print()
+    rows = [("NETWORK", "STATE", "KEPT", "MODE", "BRIDGE", "ACTIVE", "AUTOSTART", "ADDRESSES")]
+    rows += [
+        (
+            network["Name"],
+            network["State"],
+            network["Kept"],
+            network["Mode"],
+            network["Bridge"] or "-",
+            _yes(network["Active"]),
+            _yes(network["Autostart"]),
+            " ".join(network["Addresses"]) or "-",
+        )
+        for network in networks
+    ]
+    _table(rows)
+    notes = [(network["Name"], *_notes(network)) for network in networks if any(_notes(network))]
+    if notes:
+        print()
+    for name, *lines in notes:
+        for line in lines:
+            print(f"{clean(name)}: {clean(line)}")
+
+
+def print_network(network: Mapping[str, Any]) -> None:
+    rows = [
+        ("Network:", network["Name"]),
+        ("State:", network["State"]),
+        ("Kept:", network["Kept"]),
+        ("Mode:", network["Mode"]),
+        ("Bridge:", network["Bridge"] or "-"),
+        ("Active:", _yes(network["Active"])),
+        ("Autostart:", _yes(network["Autostart"])),
+        ("Addresses:", " ".join(network["Addresses"]) or "-"),
+        ("UUID:", network["UUID"] or "-"),
+    ]
+    rows += [("Drift:", line) for line in network["Drift"]]
+    rows += [("Reason:", line) for line in network["Reasons"]]
+    _table(rows)
+
+
+def print_plan(actions: Any) -> None:
+    if not actions:
+        print("nothing to do: everything is as it must be")
+    for number, action in enumerate(actions, 1):
+        print(f"{number}. {clean(action['action'])}")
+        print(f"   because: {clean(action['reason'])}")
+        print(f"   running guests lose: {clean(action['impact'])}")
+
+
+def print_history(records: Sequence[Mapping[str, Any]]) -> None:
+    if not records:
+        print("nothing has been repaired yet")
+        return
+    for item in records:
+        cause = f" by {_who(item['cause'])}" if item["cause"] else ""
+        print(f"{_seconds(item['time'])}  {clean(item['object'])}  {_outcome(item)}")
+        print(f"    broken{clean(cause)}: {clean('; '.join(item['drift']))}")
+        for action in item["actions"]:
+            print(f"    {clean(action)}")
+
+
+def print_signal(member: str, body: Sequence[Any]) -> None:
+    if member == "DriftDetected":
+        object_, drift, cause = body
+        by = f" by {_who(cause)}" if cause else ""
+        text = f"{object_}  broken{by}: {'; '.join(drift)}"
+    else:
+        item = body[1]
+        text = f"{item['object']}  {_outcome(item)}: {'; '.join(item['actions'])}"
+    print(clean(text), flush=True)
+
+
+def clean(text: str) -> str:
+    """Names come from others: nothing in them may reach the terminal as a control sequence."""
+    return "".join(
+        sign if sign == " " or unicodedata.category(sign)[0] not in "CZ" else f"\\x{ord(sign):02x}"
+        for sign in text
+    )
+
+
+def _table(rows: Iterable[Sequence[str]]) -> None:
+    cells = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())
+
+
+def _notes(network: Mapping[str, Any]) -> list[str]:
+    return [*network["Reasons"], *network["Drift"]]
+
+
+def _outcome(item: Mapping[str, Any]) -> str:
+    return (
+        f"{item['outcome']} in {item['ms']} ms"
+        if item["outcome"] == "repaired"
+        else str(item["outcome"])
+    )
+
+
+def _cause(cause: Mapping[str, Any]) -> dict[str, object] | None:
+    return {"process": cause["process"], "pid": cause["pid"]} if cause else None
+
+
+def _who(cause: Mapping[str, Any]) -> str:
+    return " < ".join([f"{cause['process']}[{cause['pid']}]", *cause["parents"]])
+
+
+def _seconds(time: str) -> str:
+    return time.partition(".")[0].replace("T", " ") + " UTC"
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"

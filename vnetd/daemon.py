@@ -1,0 +1,270 @@
+"""The composition root: builds the parts, owns their tasks, and answers signals and systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from systemd import daemon as systemd
+
+from vnetd import journal
+from vnetd.api.service import Service
+from vnetd.backends import files
+from vnetd.backends.history import History
+from vnetd.backends.iptables import Iptables
+from vnetd.backends.libvirtd import Libvirtd
+from vnetd.backends.links import Links
+from vnetd.core import policy as policy_core
+from vnetd.core.model import Cause
+from vnetd.core.plan import Action
+from vnetd.core.record import Outcome, Record
+from vnetd.core.status import Status
+from vnetd.errors import BackendError, PolicyError, VnetdError
+from vnetd.reconcile import Clock, Reconciler
+
+log = logging.getLogger(__name__)
+
+# An editor writes a file in several steps; they are one change.
+_FILE_SETTLE_SECONDS = 0.2
+# systemd must not wait for a libvirtd that does not answer.
+_READY_SECONDS = 2.0
+# A pass that takes longer hangs: the watchdog is then fed no more.
+_LONGEST_PASS_SECONDS = 120.0
+
+# journalctl MESSAGE_ID=…: stable for ever.
+_MESSAGE_IDS = {
+    Outcome.REPAIRED: "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a01",
+    Outcome.FAILED: "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a02",
+    Outcome.CONFLICT: "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a03",
+}
+_DRIFT_MESSAGE_ID = "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a04"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    config: Path
+    connect: str
+    observe: bool
+    state: Path
+    runtime: Path
+
+
+async def run(options: Options) -> None:
+    """Until SIGTERM or SIGINT. Raises VnetdError where it cannot start."""
+    lock = _lock(options.runtime)
+    try:
+        await _Daemon(options).run()
+    finally:
+        os.close(lock)
+
+
+class _Daemon:
+    """Operations for the bus, and Publisher for the reconciler: to journal, history and bus."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._backends = (Libvirtd(options.connect), Links(), Iptables())
+        clock = Clock(time.monotonic, lambda: datetime.now(UTC))
+        self._reconciler = Reconciler(self._backends, self, clock)
+        self._reconciler.observe_only = options.observe
+        self._history = self._open_history()
+        self._service = Service(self, self._reconciler.trouble)
+        self._published = asyncio.Event()
+        self._status_line = ""
+        self._ready = False
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._try_reload)
+        self._try_reload()
+        async with asyncio.TaskGroup() as tasks:
+            watchers = [
+                tasks.create_task(work, name=name)
+                for name, work in (
+                    *(
+                        (b.source.value, b.watch(self._reconciler.trigger.poke))
+                        for b in self._backends
+                    ),
+                    ("policy", self._watch_policy()),
+                    ("bus", self._service.serve()),
+                    ("ready", self._say_ready()),
+                    ("watchdog", self._feed_watchdog()),
+                )
+            ]
+            await self._reconciler.run()
+            for watcher in watchers:
+                watcher.cancel()
+        self._history.close()
+
+    # -- Operations
+
+    async def reconcile(self) -> Status:
+        return await self._reconciler.reconcile()
+
+    async def plan(self) -> Sequence[Action]:
+        return await self._reconciler.plan()
+
+    def reload(self) -> None:
+        """Raises PolicyError; the policy in force then stays."""
+        if not self._ready:
+            self._load()
+            return
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._load()
+        finally:
+            systemd.notify("READY=1")
+
+    def pause(self, seconds: float) -> None:
+        log.info("paused for %d s", seconds)
+        self._reconciler.pause(seconds)
+
+    def resume(self) -> None:
+        log.info("resumed")
+        self._reconciler.resume()
+
+    def history(self) -> Sequence[Record]:
+        return self._history.read()
+
+    # -- Publisher
+
+    def publish(self, status: Status) -> None:
+        self._service.publish(status)
+        self._published.set()
+        reasons = [*status.reasons]
+        reasons += [f"{n.name}: {why}" for n in status.networks.values() for why in n.reasons]
+        line = f"{status.state}, {len(status.networks)} networks"
+        if reasons:
+            line += f"; {reasons[0]}"
+        if line != self._status_line:
+            self._status_line = line
+            systemd.notify(f"STATUS={line}")
+            log.info("state: %s", line)
+
+    def drift_detected(self, object_: str, drift: Sequence[str], cause: Cause | None) -> None:
+        self._service.drift_detected(object_, drift, cause)
+        by = f", by {cause}" if cause else ""
+        extra = journal.fields(object=object_, drift="; ".join(drift), culprit=cause or "")
+        extra["vnetd"]["MESSAGE_ID"] = _DRIFT_MESSAGE_ID
+        log.warning("%s: %s%s", object_, "; ".join(drift), by, extra=extra)
+
+    def recorded(self, record: Record) -> None:
+        self._service.recorded(record)
+        extra = journal.fields(
+            object=record.object,
+            network=record.object.removeprefix("network/"),
+            drift="; ".join(record.drift),
+            culprit=record.cause or "",
+            actions="; ".join(record.actions),
+            ms=record.ms,
+            outcome=record.outcome.value,
+        )
+        extra["vnetd"]["MESSAGE_ID"] = _MESSAGE_IDS[record.outcome]
+        what = "; ".join(record.actions or record.drift)
+        log.info("%s: %s in %d ms: %s", record.object, record.outcome, record.ms, what, extra=extra)
+        try:
+            self._history.append(record)
+        except BackendError as error:
+            self._reconciler.trouble("history", [str(error)])
+        else:
+            self._reconciler.trouble("history", [])
+
+    # -- policy
+
+    async def _watch_policy(self) -> None:
+        main = self._options.config
+        while True:
+            # Armed before the policy is read: no change falls in between. Armed anew each time:
+            # the drop-in directory may be new.
+            watch = files.DirectoryWatch([main.parent, files.drop_ins(main)])
+            try:
+                self._try_reload()
+                await watch.changed()
+                await asyncio.sleep(_FILE_SETTLE_SECONDS)
+            finally:
+                watch.close()
+
+    def _try_reload(self) -> None:
+        with suppress(PolicyError):  # told as a trouble: the policy in force stays
+            self.reload()
+
+    def _load(self) -> None:
+        main = self._options.config
+        try:
+            texts = files.read_policy(main)
+            if not texts and self._reconciler.policy.present:
+                raise PolicyError([files.missing(main)])
+            policy = policy_core.parse(texts) if texts else policy_core.Policy(present=False)
+        except PolicyError as error:
+            for problem in error.problems:
+                log.error("policy: %s", problem)
+            self._reconciler.trouble("policy", [f"policy: {p}" for p in error.problems])
+            raise
+        self._reconciler.trouble("policy", [])
+        if policy != self._reconciler.policy:
+            log.info("policy: %d networks from %d files", len(policy.networks), len(texts))
+            self._reconciler.load(policy)
+
+    def _open_history(self) -> History:
+        path = self._options.state / "history.sqlite"
+        try:
+            self._options.state.mkdir(parents=True, exist_ok=True)
+            return History(path)
+        except (OSError, BackendError) as error:
+            text = f"history is kept in memory only: {error}"
+            log.warning("%s", text)
+            self._reconciler.trouble("history", [text])
+            return History(None)
+
+    # -- systemd
+
+    def _stop(self) -> None:
+        systemd.notify("STOPPING=1")
+        self._reconciler.stop()
+
+    async def _say_ready(self) -> None:
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await self._published.wait()
+        except TimeoutError:
+            log.warning("libvirt has not answered in %.0f s", _READY_SECONDS)
+        self._ready = True
+        systemd.notify("READY=1")
+
+    async def _feed_watchdog(self) -> None:
+        """Fed as long as passes end: one that hangs is restarted by systemd."""
+        usec = int(os.environ.get("WATCHDOG_USEC", "0"))
+        if not usec:
+            return
+        while True:
+            since = self._reconciler.busy_since()
+            if since is None or time.monotonic() - since < _LONGEST_PASS_SECONDS:
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(usec / 2e6)
+
+
+def _lock(runtime: Path) -> int:
+    """One vnetd to a host: two would undo each other's repairs. The lock is the open file's."""
+    try:
+        runtime.mkdir(parents=True, exist_ok=True)
+        lock = os.open(runtime / "vnetd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        wrong = f"{runtime}: {error.strerror}; vnetd needs it as its runtime directory"
+        raise VnetdError(wrong) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise VnetdError("vnetd is already running on this host") from None
+    return lock

@@ -1,0 +1,70 @@
+"""Log to the journal with structured fields, or to stderr where that is no journal.
+
+Not through systemd-python: its send() holds the interpreter's lock while a hung journald does not
+read, and the whole daemon would stand still with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+from contextlib import suppress
+
+_SOCKET = "/run/systemd/journal/socket"
+_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+
+def set_up(level: str) -> None:
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    if _stderr_is_journal():
+        handler = JournalHandler()
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def fields(**values: object) -> dict[str, dict[str, object]]:
+    """For a log call's extra: each keyword becomes the journal field VNETD_KEYWORD."""
+    return {"vnetd": {f"VNETD_{key.upper()}": value for key, value in values.items()}}
+
+
+class JournalHandler(logging.Handler):
+    """journald's native protocol. An entry that journald does not take at once is dropped."""
+
+    def __init__(self, path: str = _SOCKET) -> None:
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        entry = {
+            "MESSAGE": self.format(record),
+            "PRIORITY": _PRIORITY.get(record.levelno, 6),
+            "SYSLOG_IDENTIFIER": "vnetd",
+            "LOGGER": record.name,
+            **getattr(record, "vnetd", {}),
+        }
+        with suppress(OSError):  # there is nowhere left to say so
+            self._socket.sendto(encode(entry), self._path)
+
+
+def encode(entry: dict[str, object]) -> bytes:
+    """Each field as NAME, newline, 64-bit little-endian length, value, newline."""
+    parts = []
+    for name, value in entry.items():
+        data = str(value).encode(errors="replace")
+        parts += [name.encode(), b"\n", struct.pack("<Q", len(data)), data, b"\n"]
+    return b"".join(parts)
+
+
+def _stderr_is_journal() -> bool:
+    """systemd.exec(5): $JOURNAL_STREAM names the device and inode of the stream."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
