@@ -1,0 +1,334 @@
+"""The box from outside: bring it up, run things in it, take it down.
+
+    with Hypervisor() as box:
+        box.start_vnetd(POLICY)
+        guest = box.guest("lab", "10.77.0.50/24", gateway="10.77.0.1")
+        box.run("iptables", "-t", "nat", "-F")
+
+The link uplink0 leads to the host "wan", which answers probes and knows no way to guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tests.lab.probe import Outage
+
+LAB = Path(__file__).resolve().parent
+TREE = LAB.parents[1]
+CACHE = TREE / ".lab"
+BIN = Path(sys.prefix) / "bin"
+
+UPLINK, UPLINK_IPV6 = "198.51.100.1", "2001:db8:1::1"
+WAN, WAN_IPV6 = "198.51.100.2", "2001:db8:1::2"
+
+_T = TypeVar("_T")
+_ENVIRONMENT = (
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME=/root",
+    "LANG=C.UTF-8",
+    "LIBVIRT_DEFAULT_URI=qemu:///system",
+    "PYTHONDONTWRITEBYTECODE=1",
+)
+
+
+class LabError(Exception):
+    """Something in the box failed; the text holds what it said."""
+
+
+class Hypervisor:
+    def __init__(self) -> None:
+        self._cleanup = contextlib.ExitStack()
+        self._init_pid = 0
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs = Path()
+        self._guests = 0
+
+    def __enter__(self) -> Self:
+        with self._cleanup:  # whatever fails below, nothing stays behind
+            self._up()
+            self._cleanup = self._cleanup.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def _up(self) -> None:
+        self._logs = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="box-")))
+        cache = CACHE / "libvirt"
+        cache.mkdir(parents=True, exist_ok=True)
+        unshare = ("unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork")
+        init = subprocess.Popen(
+            [*unshare, "--kill-child", sys.executable, str(LAB / "init.py"), str(cache)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._cleanup.callback(self._down, init)
+        assert init.stdout is not None, "stdout is a pipe"
+        word, _, pid = init.stdout.readline().decode().partition(" ")
+        if word != "ready":
+            raise LabError("the box's init failed; what it said is above")
+        self._init_pid = int(pid)
+        self._make_uplink()
+        self.start_bus()
+        self.start_libvirtd()
+
+    def _down(self, init: subprocess.Popen[bytes]) -> None:
+        """Without its PID 1 the kernel ends all processes of the box, and its namespaces."""
+        assert init.stdin is not None, "stdin is a pipe"
+        assert init.stdout is not None, "stdout is a pipe"
+        init.kill()  # unshare takes its child along
+        init.wait()
+        init.stdin.close()
+        init.stdout.close()
+        for process in self._processes.values():
+            process.wait(30)
+
+    # -- what runs in the box
+
+    def start_bus(self) -> None:
+        """With the project's own bus policy, as its packages install it."""
+        policy = (TREE / "dbus/org.vnetd1.conf").read_text()
+        self.write("/etc/dbus-1/system.d/org.vnetd1.conf", policy)
+        self.run("rm", "-f", "/run/dbus/system_bus_socket")
+        self.spawn("bus", "dbus-daemon", "--system", "--nofork", "--nopidfile")
+        self.wait_until(lambda: self.succeeds("test", "-S", "/run/dbus/system_bus_socket"))
+
+    def start_libvirtd(self) -> None:
+        self.spawn("libvirtd", "libvirtd")
+        self.wait_until(lambda: self.succeeds("virsh", "-q", "uri"))
+
+    def start_vnetd(self, policy: str | None = None, *arguments: str) -> None:
+        """The daemon of this tree; returns when it is on the bus and its first pass is over."""
+        if policy is not None:
+            self.write("/etc/vnetd/vnetd.toml", policy)
+        self.spawn("vnetd", str(BIN / "vnetd"), "--log-level", "debug", *arguments)
+        self.wait_until(lambda: self.state() not in ("", "healing"), what="vnetd's first pass")
+
+    def vnetctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.attempt(str(BIN / "vnetctl"), *arguments)
+
+    def vnetctl_json(self, *arguments: str) -> Any:
+        done = self.vnetctl("--json", *arguments)
+        if done.returncode not in (0, 3):
+            raise LabError(f"vnetctl {' '.join(arguments)}: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def state(self) -> str:
+        """vnetd's own word; "" while it is not on the bus."""
+        done = self.vnetctl("--json", "status")
+        return str(json.loads(done.stdout)["State"]) if done.stdout else ""
+
+    def history(self) -> list[dict[str, Any]]:
+        done = self.vnetctl("--json", "history")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def wait_for_state(self, state: str) -> None:
+        self.wait_until(lambda: self.state() == state, what=f"state {state}")
+
+    # -- running things
+
+    def argv(self, *argv: str, guest: str | None = None) -> list[str]:
+        """How to run this from outside."""
+        enter = ["nsenter", "-t", str(self._init_pid), "-m", "-n", "-p", "-u", "-i"]
+        netns = ["ip", "netns", "exec", guest] if guest else []
+        return [*enter, "env", "-i", *_ENVIRONMENT, *netns, *argv]
+
+    def attempt(
+        self, *argv: str, guest: str | None = None, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*argv, guest=guest),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def run(self, *argv: str, guest: str | None = None, stdin: str | None = None) -> str:
+        """Its output. Raises LabError if it fails."""
+        done = self.attempt(*argv, guest=guest, stdin=stdin)
+        if done.returncode:
+            raise LabError(f"{shlex.join(argv)}: exit {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def sh(self, script: str) -> str:
+        return self.run("sh", "-ec", script)
+
+    def succeeds(self, *argv: str, guest: str | None = None) -> bool:
+        return self.attempt(*argv, guest=guest).returncode == 0
+
+    def spawn(self, name: str, *argv: str, guest: str | None = None) -> subprocess.Popen[bytes]:
+        """Run in the background, for kill() and log() by this name."""
+        with open(self._logs / name, "ab") as log:
+            process = subprocess.Popen(
+                self.argv("sh", "-c", _WITH_PIDFILE, name, *argv, guest=guest),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._processes[name] = process
+        return process
+
+    def pid(self, name: str) -> int:
+        """Its pid in the box."""
+        return int(self.run("cat", f"/run/box/{name}.pid"))
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and wait for its end; its exit status."""
+        self.run("kill", f"-{number.value}", str(self.pid(name)))
+        return self._processes.pop(name).wait(60)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self.run("kill", f"-{number.value}", str(self.pid(name)))
+
+    def log(self, name: str) -> str:
+        path = self._logs / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def logs(self) -> dict[str, str]:
+        return {path.name: self.log(path.name) for path in sorted(self._logs.iterdir())}
+
+    def write(self, path: str, text: str) -> None:
+        self.run("sh", "-c", 'mkdir -p "${1%/*}"; cat > "$1"', "sh", path, stdin=text)
+
+    def wait_until(
+        self, holds: Callable[[], bool], *, seconds: float = 20.0, what: str = ""
+    ) -> None:
+        """Raises LabError when it still does not hold after so long."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                raise LabError(f"waited {seconds:.0f} s in vain: {what or 'a condition'}")
+            time.sleep(0.01)
+
+    # -- firewall
+
+    def rules(self) -> str:
+        """Both families as their -save tools print them, without counters and times."""
+        text = self.run("iptables-save") + self.run("ip6tables-save")
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return "\n".join(line.rpartition(" [")[0] if line[:1] == ":" else line for line in lines)
+
+    # -- guests
+
+    def guest(self, bridge: str, *addresses: str, gateway: str = "", tap: str = "") -> str:
+        """A namespace whose veth end plays the tap, plugged into a bridge. Its name."""
+        name = self._new_guest()
+        tap = tap or f"tap-{name}"
+        self.sh(f"""
+            ip link add {tap} type veth peer name eth0 netns {name}
+            ip link set {tap} master {bridge} up
+        """)
+        self._set_up_guest(name, "eth0", addresses, gateway)
+        return name
+
+    def domain_guest(self, network: str, *addresses: str, gateway: str = "", xml: str = "") -> str:
+        """A real libvirt domain with a real tap, whose wire ends in a namespace in place of a
+        guest system: a domain that is there at once, and a guest that can run any program.
+
+        qemu joins libvirt's netdev with a tap of its own in a hub; the virtual NIC goes nowhere.
+        xml: more of the <interface>. The domain, its namespace and its wire share the name.
+        """
+        name = self._new_guest()
+        wire, mac = f"wire-{name}", self._mac()
+        self.sh(f"ip tuntap add dev {wire} mode tap")
+        self._create("domain.xml", name=name, mac=mac, network=network, wire=wire, interface=xml)
+        self.sh(f"ip link set {wire} netns {name} name eth0 address {mac}")
+        self._set_up_guest(name, "eth0", addresses, gateway)
+        return name
+
+    def vm(self, network: str) -> str:
+        """A whole guest: a software-emulated machine with a kernel and busybox. Its name; it gets
+        its address by DHCP and says on console() whether it reaches the wan.
+        """
+        self._guests += 1
+        name = f"vm{self._guests}"
+        guest = CACHE / "guest"
+        self._create("vm.xml", name=name, mac=self._mac(), network=network, guest=guest, probe=WAN)
+        return name
+
+    def console(self, vm: str) -> str:
+        done = self.attempt("cat", f"/run/box/{vm}.console")
+        return done.stdout.replace("\r", "")
+
+    def _create(self, template: str, **values: object) -> None:
+        xml = (LAB / template).read_text().format(**values)
+        self.run("virsh", "-q", "create", "/dev/stdin", stdin=xml)
+
+    def _mac(self) -> str:
+        return f"52:54:00:00:00:{self._guests:02x}"
+
+    def _new_guest(self) -> str:
+        self._guests += 1
+        name = f"g{self._guests}"
+        self.run("ip", "netns", "add", name)
+        return name
+
+    def _set_up_guest(self, name: str, link: str, addresses: tuple[str, ...], gateway: str) -> None:
+        self.run("ip", "-n", name, "link", "set", "lo", "up")
+        for address in addresses:
+            nodad = ["nodad"] if ":" in address else []
+            self.run("ip", "-n", name, "addr", "add", address, "dev", link, *nodad)
+        self.run("ip", "-n", name, "link", "set", link, "up")
+        if gateway:
+            self.run("ip", "-n", name, "route", "add", "default", "via", gateway)
+            # A bridge port with STP on forwards nothing for the first seconds.
+            self.wait_until(lambda: self.pings(name, gateway), what=f"{name} reaches {gateway}")
+
+    def pings(self, guest: str, address: str) -> bool:
+        return self.succeeds("ping", "-qc1", "-W1", address, guest=guest)
+
+    @contextlib.contextmanager
+    def probing(self, guest: str, address: str = WAN) -> Iterator[Outage]:
+        """Open a new flow from the guest every 2 ms meanwhile; the outcome is in the Outage."""
+        outage = Outage()
+        with subprocess.Popen(
+            self.argv(*_module("tests.lab.probe"), address, guest=guest),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None, "stdout is a pipe"
+            process.stdout.readline()  # the first answer has come
+            try:
+                yield outage
+            finally:
+                out, _ = process.communicate(timeout=60)  # closing its stdin ends it
+        outage.read(out)
+
+    def _make_uplink(self) -> None:
+        self.sh(f"""
+            mkdir -p /run/box
+            ip netns add wan
+            ip link add uplink0 type veth peer name eth0 netns wan
+            ip addr add {UPLINK}/24 dev uplink0
+            ip addr add {UPLINK_IPV6}/64 dev uplink0 nodad
+            ip link set uplink0 up
+            ip -n wan link set lo up
+            ip -n wan addr add {WAN}/24 dev eth0
+            ip -n wan addr add {WAN_IPV6}/64 dev eth0 nodad
+            ip -n wan link set eth0 up
+            ip route add default via {WAN}
+            ip -6 route add default via {WAN_IPV6}
+        """)
+        self.spawn("wan", *_module("tests.lab.echo"), guest="wan")
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return ("env", f"PYTHONPATH={TREE}", sys.executable, "-m", name)
+
+
+# nsenter does not pass signals on: the pid inside is what can be killed.
+_WITH_PIDFILE = 'echo $$ >"/run/box/$0.pid"; exec "$@"'

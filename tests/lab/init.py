@@ -1,0 +1,113 @@
+"""PID 1 of the box: gives it its own files, reaps what dies, and ends with the process outside.
+
+Runs in fresh mount, network, pid, uts and ipc namespaces. Everything that it makes lives in them
+(mounts, links, processes), so all of it goes when this process goes, however that happens. It
+goes when its standard input ends, which the process outside holds open.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+# Empty in the box.
+_EMPTY = ("/var/lib/libvirt", "/var/lib/vnetd", "/var/log/libvirt")
+# Files of the machine, but what the box writes stays in the box.
+_OVERLAID = ("/etc", "/var")
+_USERS = {"libvirt-qemu": 64055, "lab-user": 64056}
+
+_LIBVIRTD_CONF = """\
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+unix_sock_rw_perms = "0700"
+log_outputs = "2:stderr"
+"""
+# The box has no cgroups, no virtlogd, no security driver and only one user for all.
+_QEMU_CONF = """\
+user = "root"
+group = "root"
+stdio_handler = "file"
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+"""
+
+
+def main(cache: Path) -> None:
+    outside_pid = os.readlink("/proc/self")
+    _mount("--make-rprivate", "/")
+    _mount("-t", "proc", "proc", "/proc")
+    _mount("-t", "sysfs", "sys", "/sys")
+    _mount("-t", "tmpfs", "tmpfs", "/run")
+    # What libvirt learns of qemu in a second stays true: kept outside for the next box.
+    _mount("--bind", str(cache), _made("/run/cache"))
+    for path in _OVERLAID:
+        upper, work = _made(f"/run/overlay{path}/upper"), _made(f"/run/overlay{path}/work")
+        layers = f"lowerdir={path},upperdir={upper},workdir={work}"
+        _mount("-t", "overlay", "overlay", "-o", layers, path)
+    for path in _EMPTY:
+        _mount("-t", "tmpfs", "tmpfs", _made(path))
+    _mount("--bind", "/run/cache", _made("/var/cache/libvirt"))
+    _configure()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    signal.signal(signal.SIGCHLD, _reap)
+    print(f"ready {outside_pid}", flush=True)
+    while os.read(0, 4096):
+        pass
+
+
+def _configure() -> None:
+    for path in ("/run/dbus", "/run/lock", "/run/netns", "/etc/libvirt/qemu/networks/autostart"):
+        _made(path)
+    for name in ("dnsmasq", "images", "network", "qemu"):
+        _made(f"/var/lib/libvirt/{name}")
+    for definition in Path("/etc/libvirt/qemu").rglob("*.xml"):
+        definition.unlink()
+    shutil.rmtree("/etc/vnetd", ignore_errors=True)
+    Path("/etc/libvirt/libvirtd.conf").write_text(_LIBVIRTD_CONF)
+    Path("/etc/libvirt/qemu.conf").write_text(_QEMU_CONF)
+    Path("/etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+    Path("/etc/hostname").write_text("box\n")
+    # libvirt looks its own host name up before it starts a guest: DNS is dead in here.
+    Path("/etc/hosts").write_text("127.0.0.1 localhost box\n")
+    Path("/etc/resolv.conf").unlink(missing_ok=True)
+    Path("/etc/resolv.conf").write_text("")
+    socket.sethostname("box")
+    users, groups = Path("/etc/passwd").read_text(), Path("/etc/group").read_text()
+    for name, number in _USERS.items():
+        if f"{name}:" not in users:
+            users += f"{name}:x:{number}:{number}::/nonexistent:/bin/sh\n"
+        if f"{name}:" not in groups:
+            groups += f"{name}:x:{number}:\n"
+    Path("/etc/passwd").write_text(users)
+    Path("/etc/group").write_text(groups)
+
+
+def _reap(*_: object) -> None:
+    """libvirt takes a dnsmasq for alive as long as its pid exists, be it a zombie's."""
+    while True:
+        try:
+            pid, _status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+
+
+def _mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def _made(path: str) -> str:
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return path
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
