@@ -28,6 +28,7 @@ from vnetd.core.model import Cause
 from vnetd.core.plan import Action
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
+from vnetd.core.wording import few
 from vnetd.errors import BackendError, PolicyError, VnetdError
 from vnetd.reconcile import Clock, Reconciler
 
@@ -157,7 +158,7 @@ class _Daemon:
         by = f", by {cause}" if cause else ""
         extra = journal.fields(object=object_, drift="; ".join(drift), culprit=cause or "")
         extra["vnetd"]["MESSAGE_ID"] = _DRIFT_MESSAGE_ID
-        log.warning("%s: %s%s", object_, "; ".join(drift), by, extra=extra)
+        log.warning("%s: %s%s", object_, few(drift, between="; "), by, extra=extra)
 
     def recorded(self, record: Record) -> None:
         self._service.recorded(record)

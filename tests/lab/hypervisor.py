@@ -112,11 +112,15 @@ class Hypervisor:
         """The daemon of this tree; returns when it is on the bus and its first pass is over."""
         if policy is not None:
             self.write("/etc/vnetd/vnetd.toml", policy)
-        self.spawn("vnetd", str(BIN / "vnetd"), "--log-level", "debug", *arguments)
+        self.spawn("vnetd", self.tool("vnetd"), "--log-level", "debug", *arguments)
         self.wait_until(lambda: self.state() not in ("", "healing"), what="vnetd's first pass")
 
+    def tool(self, name: str) -> str:
+        """A program of this tree."""
+        return str(BIN / name)
+
     def vnetctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.attempt(str(BIN / "vnetctl"), *arguments)
+        return self.attempt(self.tool("vnetctl"), *arguments)
 
     def vnetctl_json(self, *arguments: str) -> Any:
         done = self.vnetctl("--json", *arguments)
@@ -171,6 +175,8 @@ class Hypervisor:
 
     def spawn(self, name: str, *argv: str, guest: str | None = None) -> subprocess.Popen[bytes]:
         """Run in the background, for kill() and log() by this name."""
+        if name in self._processes:
+            self._processes[name].wait(30)
         with open(self._logs / name, "ab") as log:
             process = subprocess.Popen(
                 self.argv("sh", "-c", _WITH_PIDFILE, name, *argv, guest=guest),
@@ -213,6 +219,15 @@ class Hypervisor:
                 raise LabError(f"waited {seconds:.0f} s in vain: {what or 'a condition'}")
             time.sleep(0.01)
 
+    def wait_until_quiet(self, name: str, *, seconds: float = 3.0) -> str:
+        """Wait until this process has said nothing for so long; returns its log so far."""
+        said, since = self.log(name), time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(0.05)
+            if (now := self.log(name)) != said:
+                said, since = now, time.monotonic()
+        return said
+
     # -- firewall
 
     def rules(self) -> str:
@@ -220,6 +235,26 @@ class Hypervisor:
         text = self.run("iptables-save") + self.run("ip6tables-save")
         lines = [line for line in text.splitlines() if not line.startswith("#")]
         return "\n".join(line.rpartition(" [")[0] if line[:1] == ":" else line for line in lines)
+
+    @contextlib.contextmanager
+    def watching_nftables(self) -> Iterator[Callable[[], list[str]]]:
+        """Gives the names of the processes that have changed nf_tables since, one a transaction."""
+        self.spawn("nft-monitor", "nft", "monitor")
+        self.wait_until(lambda: self._seen_by_monitor())
+        already = len(self.log("nft-monitor"))
+
+        def writers() -> list[str]:
+            lines = self.log("nft-monitor")[already:].splitlines()
+            return [line.rpartition("(")[2].rstrip(")") for line in lines if "generation" in line]
+
+        try:
+            yield writers
+        finally:
+            self.kill("nft-monitor")
+
+    def _seen_by_monitor(self) -> bool:
+        self.sh("nft add table inet box; nft delete table inet box")
+        return "delete table inet box" in self.log("nft-monitor")
 
     # -- guests
 

@@ -168,7 +168,7 @@ class Libvirtd:
         try:
             while True:
                 await watch.changed()
-                poke(self.source, Source.LINKS, reason="libvirt's files changed")
+                poke(self.source, Source.LINKS, reason="libvirt's files changed", cause=daemon())
         finally:
             watch.close()
 

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vnetd.core.wording import few
 from vnetd.errors import Problem
 
 
@@ -114,7 +115,7 @@ def print_history(records: Sequence[Mapping[str, Any]]) -> None:
     for item in records:
         cause = f" by {_who(item['cause'])}" if item["cause"] else ""
         print(f"{_seconds(item['time'])}  {clean(item['object'])}  {_outcome(item)}")
-        print(f"    broken{clean(cause)}: {clean('; '.join(item['drift']))}")
+        print(f"    broken{clean(cause)}: {clean(few(item['drift'], between='; '))}")
         for action in item["actions"]:
             print(f"    {clean(action)}")
 
@@ -123,7 +124,7 @@ def print_signal(member: str, body: Sequence[Any]) -> None:
     if member == "DriftDetected":
         object_, drift, cause = body
         by = f" by {_who(cause)}" if cause else ""
-        text = f"{object_}  broken{by}: {'; '.join(drift)}"
+        text = f"{object_}  broken{by}: {few(drift, between='; ')}"
     else:
         item = body[1]
         text = f"{item['object']}  {_outcome(item)}: {'; '.join(item['actions'])}"

@@ -26,6 +26,7 @@ from vnetd.core.model import (
 )
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
 from vnetd.core.rules import iptables, repair
+from vnetd.core.wording import few
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def text(drift: Drift) -> str:
             return "running network: " + _joined(drift.differences)
         case DhcpDiffers(add=add, remove=remove):
             missing = [f"{item} is missing" for item in add]
-            return "running DHCP: " + _few(missing + [f"{item} is not wanted" for item in remove])
+            return "running DHCP: " + few(missing + [f"{item} is not wanted" for item in remove])
         case Stopped():
             return "is not active"
         case AutostartDiffers(want=want):
@@ -328,7 +329,7 @@ def _unexpected(name: str, libvirt: Libvirt) -> Unexpected | Conflict:
     guests = sorted({tap.domain for tap in libvirt.taps if tap.network == name})
     if not guests:
         return Unexpected(name)
-    wrong = f"is in no policy any more, but {_few(guests)} still uses it"
+    wrong = f"is in no policy any more, but {few(guests)} still uses it"
     return Conflict(network_object(name), wrong)
 
 
@@ -345,7 +346,8 @@ def _links(
         if link is None:
             yield BridgeMissing(live.name, live.bridge)
             continue
-        if found := _bridge_differences(live, policy.networks.get(live.name), link):
+        network, want = libvirt.networks[live.name], policy.networks.get(live.name)
+        if found := _bridge_differences(network, want, link):
             yield BridgeDiffers(live.name, live.bridge, found)
         for address in live.addresses:
             if address not in link.addresses:
@@ -358,13 +360,16 @@ def _links(
 
 
 def _bridge_differences(
-    live: Definition, want: NetworkPolicy | None, link: Link
+    network: Network, want: NetworkPolicy | None, link: Link
 ) -> tuple[Difference, ...]:
-    mac = want.mac if want and want.mac else live.mac
-    mtu = want.mtu if want and want.mtu else live.mtu
-    stp = want.stp if want and want.stp is not None else live.stp
+    """Where the policy leaves a key out, a managed network's bridge is as it will start next time:
+    else the next restart would change it under the guests.
+    """
+    base = network.config if want and network.config else network.definition
     pairs: list[tuple[str, object, object]] = [("up", True, link.up)]
-    for key, wanted in (("mac", mac), ("mtu", mtu), ("stp", stp)):
+    for key in _LINK_KEYS:
+        wanted = getattr(want, key, None)
+        wanted = getattr(base, key) if wanted is None else wanted
         if wanted is not None:
             pairs.append((key, wanted, getattr(link, key)))
     return _unequal(pairs)
@@ -423,11 +428,6 @@ def _joined(items: Iterable[Difference]) -> str:
     return ", ".join(str(item) for item in items)
 
 
-def _few(items: Sequence[str]) -> str:
-    shown = ", ".join(items[:5])
-    return shown if len(items) <= 5 else f"{shown} and {len(items) - 5} more"
-
-
 def _shown(value: object) -> str:
     match value:
         case None:
@@ -437,6 +437,6 @@ def _shown(value: object) -> str:
         case tuple():
             return " ".join(str(item) for item in value)
         case frozenset():
-            return _few(sorted(str(item) for item in value))
+            return few(sorted(str(item) for item in value))
         case _:
             return str(value)

@@ -116,6 +116,7 @@ Action = (
     | PlugTap
 )
 
+_NEW_MAC = "guests reach the host again when they have looked up its new MAC, up to 60 s"
 _STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"
 
 
@@ -240,6 +241,7 @@ def _action(
             return SetBridge(
                 objects=objects,
                 reason=reason,
+                impact=_NEW_MAC if "mac" in values else "none",
                 bridge=bridge,
                 mac=values.get("mac"),
                 mtu=int(values["mtu"]) if "mtu" in values else None,
@@ -284,11 +286,11 @@ def _rules(
         changed = tuple(chain for chain in edited if chain.edits or chain.new)
         if changed:
             of_family = [item for item in drift if item.chain.family is family]
-            lines = {f"{item.chain}: rules differ" for item in of_family}
+            tables = sorted({chain.chain.table for chain in changed})
             actions.append(
                 RestoreRules(
                     objects=tuple(sorted({network_object(item.network) for item in of_family})),
-                    reason="; ".join(sorted(lines)) or "libvirt's chains are gone",
+                    reason=f"rules differ in {', '.join(tables)}",
                     family=family,
                     chains=changed,
                 )

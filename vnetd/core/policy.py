@@ -91,7 +91,9 @@ def parse(texts: Sequence[PolicyText]) -> Policy:
         except tomli.TOMLDecodeError as error:
             wrong = str(error).partition(" (at ")[0]
             line = line_of(error)
-            problems.append(Problem(text.file, line, "", f"not valid TOML: {wrong}", "mend this"))
+            problems.append(
+                Problem(text.file, line, "", f"not valid TOML: {wrong}", "correct it there")
+            )
             continue
         _merge(merged, document)
         lines |= {path: (text.file, line) for path, line in locate(text.text).items()}
@@ -160,8 +162,16 @@ class _Table:
                 found.append(value)
         return tuple(found)
 
-    def enum(self, key: str, members: Sequence[_Enum], default: _Enum | None) -> _Enum | None:
-        right = "write one of " + ", ".join(f'"{member}"' for member in members)
+    def enum(
+        self,
+        key: str,
+        members: Sequence[_Enum],
+        default: _Enum | None,
+        *,
+        elsewhere: Iterable[_Enum] = (),
+    ) -> _Enum | None:
+        """elsewhere: words that libvirt knows, but not this version of vnetd."""
+        right = _one_of(members)
         text = self.get(key, str, right)
         if text is None:
             if default is None and key not in self:
@@ -171,7 +181,11 @@ class _Table:
             if text == member:
                 return member
         near = _near(text, members)
-        self.wrong(key, f"{_shown(text)} is not known", f'do you mean "{near}"?' if near else right)
+        if text in list(elsewhere):
+            self.wrong(key, f"{_shown(text)} is not kept by this version", right)
+        else:
+            right = f'do you mean "{near}"?' if near else right
+            self.wrong(key, f"{_shown(text)} is not known", right)
         return default
 
     def table(self, key: str, right: str) -> _Table:
@@ -239,11 +253,7 @@ def _policy(root: _Table) -> Policy:
 def _network(name: str, section: _Table) -> NetworkPolicy | None:
     if problem := _bad_name(name):
         section.wrong(None, problem, "take a name of letters, digits, '-', '_' and '.'")
-    mode = section.enum("mode", list(Mode), None)
-    if mode is not None and mode not in SUPPORTED_MODES:
-        known = ", ".join(f'"{supported}"' for supported in SUPPORTED_MODES)
-        section.wrong("mode", f'"{mode}" is not kept by this version', f"write one of {known}")
-        mode = None
+    mode = section.enum("mode", SUPPORTED_MODES, None, elsewhere=Mode)
     dhcp = section.table("dhcp", "write dhcp.ranges and dhcp.hosts")
     hosts = (_host(entry) for entry in dhcp.tables("hosts", "{ mac = …, name = …, address = … }"))
     network = NetworkPolicy(
@@ -268,7 +278,7 @@ def _network(name: str, section: _Table) -> NetworkPolicy | None:
 
 
 def _host(entry: _Table) -> DhcpHost | None:
-    host_address = entry.parsed("address", ip_address, 'write an address such as "10.77.0.20"')
+    host_address = entry.parsed("address", _host_address, 'write an address such as "10.77.0.20"')
     mac = entry.parsed("mac", _mac, 'write a unicast address such as "52:54:00:12:34:56"')
     duid = entry.parsed("id", _duid, 'write a DUID such as "0:1:0:1:18:aa:62:fe:0:16:3e:44"')
     name = entry.parsed("name", _host_name, 'write a host name such as "web"')
@@ -411,7 +421,10 @@ def _ifname(text: str) -> IfName:
 
 
 def _address(text: str) -> Address:
-    address = ip_interface(text)
+    try:
+        address = ip_interface(text)
+    except ValueError:
+        raise ValueError("is not an address with prefix length") from None
     if "/" not in text:
         guess = "24" if address.version == 4 else "64"
         raise ValueError(f'has no prefix length; write "{text}/{guess}"')
@@ -426,6 +439,13 @@ def _address(text: str) -> Address:
     return address
 
 
+def _host_address(text: str) -> HostAddress:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise ValueError("is not an IP address") from None
+
+
 def _edges(address: Address) -> tuple[HostAddress, ...]:
     """Addresses that no host may have: IPv6 has no broadcast (RFC 4291)."""
     network = address.network
@@ -438,7 +458,7 @@ def _range(text: str) -> DhcpRange:
     first, dash, last = text.partition("-")
     if not dash:
         raise ValueError('is not a range; write "FIRST-LAST"')
-    start, end = ip_address(first.strip()), ip_address(last.strip())
+    start, end = _host_address(first.strip()), _host_address(last.strip())
     if start.version != end.version:
         raise ValueError("mixes IPv4 and IPv6; write both ends alike")
     if int(end) < int(start):
@@ -497,6 +517,10 @@ _KINDS: Mapping[type, str] = {
     list: "a list",
     dict: "a table",
 }
+
+
+def _one_of(members: Iterable[StrEnum]) -> str:
+    return "write one of " + ", ".join(f'"{member}"' for member in members)
 
 
 def _near(word: str, known: Sequence[str]) -> str | None:

@@ -1,0 +1,57 @@
+"""The box with five networks, one of each mode, kept by vnetd; made once for each module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.hypervisor import Hypervisor
+
+FIVE_NETWORKS = """
+[networks.lab]
+mode = "nat"
+bridge = "vblab"
+stp = false
+addresses = ["10.77.0.1/24", "fd77::1/64"]
+dhcp.ranges = ["10.77.0.10-10.77.0.99"]
+dhcp.hosts = [{ mac = "52:54:00:00:01:01", name = "web", address = "10.77.0.20" }]
+
+[networks.routed]
+mode = "route"
+bridge = "vbrouted"
+stp = false
+addresses = ["10.78.0.1/24", "fd78::1/64"]
+
+[networks.quiet]
+mode = "isolated"
+bridge = "vbquiet"
+autostart = false
+addresses = ["10.79.0.1/24"]
+dhcp.ranges = ["10.79.0.10-10.79.0.99"]
+
+[networks.free]
+mode = "open"
+bridge = "vbfree"
+addresses = ["10.80.0.1/24"]
+
+[networks.lan]
+mode = "bridge"
+bridge = "br0"
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A lane that cannot run fails in CI, and says so elsewhere."""
+    if os.geteuid() != 0 and not os.environ.get("CI"):
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="a hypervisor in a box needs root"))
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Hypervisor]:
+    with Hypervisor() as hypervisor:
+        hypervisor.sh("ip link add br0 type bridge; ip link set br0 up")
+        hypervisor.start_vnetd(FIVE_NETWORKS)
+        yield hypervisor

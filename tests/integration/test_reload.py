@@ -1,0 +1,108 @@
+"""A new policy takes effect at once; a bad one changes nothing and says why."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.integration.conftest import FIVE_NETWORKS
+from tests.lab.hypervisor import TREE, Hypervisor
+
+BAD = sorted((TREE / "tests/cases/policy").iterdir())
+CONFIG = "/etc/vnetd/vnetd.toml"
+
+
+def forwarded(box: Hypervisor) -> str:
+    return box.run("virsh", "net-dumpxml", "--inactive", "lab")
+
+
+def longer_range(end: str) -> str:
+    return FIVE_NETWORKS.replace("10.77.0.99", end)
+
+
+def test_a_written_file_is_read_at_once(box: Hypervisor) -> None:
+    box.write(CONFIG, longer_range("10.77.0.101"))
+    box.wait_until(lambda: "10.77.0.101" in forwarded(box))
+
+
+def test_a_renamed_file_is_read_at_once(box: Hypervisor) -> None:
+    box.write("/etc/vnetd/new", longer_range("10.77.0.102"))
+    box.run("mv", "/etc/vnetd/new", CONFIG)
+    box.wait_until(lambda: "10.77.0.102" in forwarded(box))
+
+
+def test_a_drop_in_in_a_new_directory_is_read_at_once(box: Hypervisor) -> None:
+    box.write(f"{CONFIG}.d/10-mtu.toml", "[networks.lab]\nmtu = 1442\n")
+    box.wait_until(lambda: box.run("cat", "/sys/class/net/vblab/mtu") == "1442\n")
+    box.run("rm", f"{CONFIG}.d/10-mtu.toml")
+    box.wait_for_state("converged")
+
+
+def test_sighup_and_reload_read_it(box: Hypervisor) -> None:
+    box.write(CONFIG, longer_range("10.77.0.103"))
+    box.signal("vnetd", signal.SIGHUP)
+    box.wait_until(lambda: "10.77.0.103" in forwarded(box))
+    assert box.vnetctl("reload").returncode == 0
+    box.wait_for_state("converged")
+    assert box.vnetctl("reconcile").returncode == 0
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
+def test_bad_policy_changes_nothing(box: Hypervisor, case: object) -> None:
+    text = (TREE / "tests/cases/policy" / str(case) / "vnetd.toml").read_text()
+    before = box.rules(), box.run("virsh", "net-list", "--all"), forwarded(box)
+    box.write(CONFIG, text)
+    done = box.vnetctl("reload")
+    assert done.returncode == 1
+    assert CONFIG in done.stderr
+    box.wait_for_state("degraded")
+    assert CONFIG in box.vnetctl_json("status")["Reasons"][0]
+    assert (box.rules(), box.run("virsh", "net-list", "--all"), forwarded(box)) == before
+
+
+def test_beside_a_bad_policy_the_old_one_is_enforced(box: Hypervisor) -> None:
+    box.write(CONFIG, "networks = 5")
+    box.wait_for_state("degraded")
+    box.run("virsh", "net-autostart", "--disable", "lab")
+    box.wait_until(lambda: "lab" in box.run("virsh", "net-list", "--autostart", "--name"))
+    good = box.rules()
+    box.sh("nft flush ruleset")
+    box.wait_until(lambda: box.rules() == good)
+
+
+def test_a_mended_policy_ends_the_trouble(box: Hypervisor) -> None:
+    box.write(CONFIG, FIVE_NETWORKS)
+    box.wait_for_state("converged")
+
+
+def test_check_needs_no_daemon(box: Hypervisor) -> None:
+    done = box.vnetctl("check")
+    assert (done.returncode, done.stdout) == (0, "fine: 5 networks in 1 files\n")
+    box.write("/run/box/bad.toml", 'networks.lab.mode = "nut"\n')
+    done = box.vnetctl("--json", "check", "/run/box/bad.toml")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)[0] == {
+        "file": "/run/box/bad.toml",
+        "line": 1,
+        "key": "networks.lab.mode",
+        "wrong": '"nut" is not known',
+        "right": 'do you mean "nat"?',
+    }
+
+
+def test_observe_mode_reports_and_changes_nothing(box: Hypervisor) -> None:
+    box.write(CONFIG, '[vnetd]\nmode = "observe"\n' + FIVE_NETWORKS)
+    box.wait_until(lambda: box.vnetctl_json("status")["Mode"] == "observe")
+    box.sh("iptables -t nat -F")
+    box.wait_for_state("drifted")
+    broken = box.rules()
+    assert box.vnetctl("reconcile").returncode == 1
+    done = box.vnetctl("plan")
+    assert done.returncode == 3
+    assert "restore" in done.stdout
+    assert box.rules() == broken
+    box.write(CONFIG, FIVE_NETWORKS)
+    box.wait_for_state("converged")
+    assert box.rules() != broken
