@@ -51,6 +51,10 @@ class JournalHandler(logging.Handler):
         with suppress(OSError):  # there is nowhere left to say so
             self._socket.sendto(encode(entry), self._path)
 
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
 
 def encode(entry: dict[str, object]) -> bytes:
     """Each field as NAME, newline, 64-bit little-endian length, value, newline."""

@@ -30,11 +30,15 @@ class RemoteError(VnetdError):
 
 async def connect() -> MessageBus:
     """To $DBUS_SYSTEM_BUS_ADDRESS or the well-known socket. Raises BusError."""
+    bus = None
     try:
         bus = _Bus(bus_type=BusType.SYSTEM)
         bus._writer.sock = _PatientSocket(bus._sock)
         return await bus.connect()
     except Exception as error:  # dbus-next has no common base for what connecting can raise
+        if bus is not None:
+            bus._stream.close()
+            bus._sock.close()
         raise BusError(f"the system bus cannot be reached: {error}") from error
 
 

@@ -16,7 +16,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +50,6 @@ class Hypervisor:
         self._cleanup = contextlib.ExitStack()
         self._init_pid = 0
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._logs = Path()
         self._guests = 0
 
     def __enter__(self) -> Self:
@@ -64,7 +62,6 @@ class Hypervisor:
         self._cleanup.close()
 
     def _up(self) -> None:
-        self._logs = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="box-")))
         cache = CACHE / "libvirt"
         cache.mkdir(parents=True, exist_ok=True)
         unshare = ("unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork")
@@ -177,19 +174,18 @@ class Hypervisor:
         """Run in the background, for kill() and log() by this name."""
         if name in self._processes:
             self._processes[name].wait(30)
-        with open(self._logs / name, "ab") as log:
-            process = subprocess.Popen(
-                self.argv("sh", "-c", _WITH_PIDFILE, name, *argv, guest=guest),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        pidfile = self.path(f"/run/box/{name}.pid")
+        pidfile.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            self.argv("sh", "-c", _SPAWN, name, *argv, guest=guest), stdin=subprocess.DEVNULL
+        )
         self._processes[name] = process
+        self.wait_until(lambda: pidfile.exists() and bool(pidfile.read_text()), what=name)
         return process
 
     def pid(self, name: str) -> int:
         """Its pid in the box."""
-        return int(self.run("cat", f"/run/box/{name}.pid"))
+        return int(self.path(f"/run/box/{name}.pid").read_text())
 
     def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait for its end; its exit status."""
@@ -200,11 +196,15 @@ class Hypervisor:
         self.run("kill", f"-{number.value}", str(self.pid(name)))
 
     def log(self, name: str) -> str:
-        path = self._logs / name
+        path = self.path(f"/run/box/{name}.log")
         return path.read_text(errors="replace") if path.exists() else ""
 
     def logs(self) -> dict[str, str]:
-        return {path.name: self.log(path.name) for path in sorted(self._logs.iterdir())}
+        return {path.stem: self.log(path.stem) for path in self.path("/run/box").glob("*.log")}
+
+    def path(self, inside: str) -> Path:
+        """A file of the box, seen from outside."""
+        return Path(f"/proc/{self._init_pid}/root{inside}")
 
     def write(self, path: str, text: str) -> None:
         self.run("sh", "-c", 'mkdir -p "${1%/*}"; cat > "$1"', "sh", path, stdin=text)
@@ -295,8 +295,8 @@ class Hypervisor:
         return name
 
     def console(self, vm: str) -> str:
-        done = self.attempt("cat", f"/run/box/{vm}.console")
-        return done.stdout.replace("\r", "")
+        path = self.path(f"/run/box/{vm}.console")
+        return path.read_text(errors="replace").replace("\r", "") if path.exists() else ""
 
     def _create(self, template: str, **values: object) -> None:
         xml = (LAB / template).read_text().format(**values)
@@ -366,4 +366,4 @@ def _module(name: str) -> tuple[str, ...]:
 
 
 # nsenter does not pass signals on: the pid inside is what can be killed.
-_WITH_PIDFILE = 'echo $$ >"/run/box/$0.pid"; exec "$@"'
+_SPAWN = 'echo $$ >"/run/box/$0.pid"; exec "$@" >>"/run/box/$0.log" 2>&1'

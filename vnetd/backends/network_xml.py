@@ -110,11 +110,12 @@ def _render_own_bridge(root: ET.Element, policy: NetworkPolicy) -> None:
 
 def _render_addresses(root: ET.Element, policy: NetworkPolicy) -> None:
     there = {_address(ip): ip for ip in root.findall("ip")}
+    place = next((at for at, child in enumerate(root) if child.tag == "ip"), len(root))
     for ip in root.findall("ip"):
         root.remove(ip)
-    for address in policy.addresses:
+    for at, address in enumerate(policy.addresses, place):
         ip = there[address] if address in there else _ip_element(address)
-        root.append(ip)
+        root.insert(at, ip)
         _render_dhcp(ip, address, policy)
 
 

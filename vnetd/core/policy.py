@@ -96,7 +96,10 @@ def parse(texts: Sequence[PolicyText]) -> Policy:
             )
             continue
         _merge(merged, document)
-        lines |= {path: (text.file, line) for path, line in locate(text.text).items()}
+        for path, line in locate(text.text).items():
+            # A table is where it began; a key is where it was last set.
+            if path not in lines or not isinstance(_value(document, path), dict):
+                lines[path] = (text.file, line)
     if problems:
         raise PolicyError(problems)
     root = _Table(merged, (), lines, problems)
@@ -508,6 +511,12 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             _merge(old, value)
         else:
             into[key] = value
+
+
+def _value(document: Any, path: Path) -> Any:
+    for part in path:
+        document = document[part]
+    return document
 
 
 _KINDS: Mapping[type, str] = {

@@ -1,0 +1,101 @@
+"""Recorded hosts and the plans for them: each folder of tests/cases/plan is one.
+
+tests/cases/record writes such a folder on a real host. A plan.txt that is missing is printed.
+"""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_interface
+from pathlib import Path
+
+import pytest
+
+from vnetd.backends import domain_xml, iptables_save, network_xml
+from vnetd.core import diff as d
+from vnetd.core import plan as p
+from vnetd.core.model import (
+    Definition,
+    Family,
+    IfName,
+    Libvirt,
+    Link,
+    Network,
+    Observed,
+    Ruleset,
+    World,
+)
+from vnetd.core.policy import Policy, PolicyText, parse
+
+CASES = sorted(path for path in (Path(__file__).parents[1] / "cases/plan").iterdir())
+
+
+def observed(case: Path) -> Observed:
+    networks = {}
+    autostart = (case / "autostart").read_text().split()
+    for name in sorted({path.name.split(".")[0] for path in (case / "networks").glob("*.xml")}):
+        config, live = (case / "networks" / f"{name}.{kind}.xml" for kind in ("config", "live"))
+        networks[name] = Network(name, read(config), read(live), name in autostart)
+    domains = sorted((case / "domains").glob("*.xml"))
+    taps = tuple(tap for path in domains for tap in domain_xml.taps(path.read_text()))
+    chains = iptables_save.parse((case / "iptables-save").read_text(), Family.IPV4)
+    chains |= iptables_save.parse((case / "ip6tables-save").read_text(), Family.IPV6)
+    return Observed(
+        libvirt=Libvirt("9.0.0", 1, networks, taps),
+        links=links(case),
+        firewall=Ruleset(World.IPTABLES_NFT, chains),
+    )
+
+
+def read(path: Path) -> Definition | None:
+    return network_xml.parse(path.read_text()) if path.exists() else None
+
+
+def links(case: Path) -> dict[IfName, Link]:
+    """ip's JSON in vnetd's words."""
+    found = {}
+    for link in json.loads((case / "links.json").read_text()):
+        info = link.get("linkinfo", {})
+        stp = info.get("info_data", {}).get("stp_state")
+        name = IfName(link["ifname"])
+        found[name] = Link(
+            index=link["ifindex"],
+            name=name,
+            kind=info.get("info_kind", ""),
+            mac=link.get("address", ""),
+            mtu=link["mtu"],
+            up="UP" in link["flags"],
+            master=IfName(link["master"]) if "master" in link else None,
+            stp=None if stp is None else bool(stp),
+            addresses=frozenset(
+                ip_interface(f"{address['local']}/{address['prefixlen']}")
+                for address in link["addr_info"]
+            ),
+        )
+    return found
+
+
+def policy_of(case: Path) -> Policy:
+    path = case / "policy.toml"
+    if not path.exists():
+        return Policy(present=False)
+    return parse([PolicyText("policy.toml", path.read_text())])
+
+
+def planned(case: Path) -> str:
+    policy, seen = policy_of(case), observed(case)
+    found = d.diff(policy, seen)
+    lines = [f"conflict {item.object}: {item.text}" for item in found.conflicts]
+    for action in p.plan(policy, seen, found):
+        lines += [p.text(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
+        if isinstance(action, p.RestoreRules):
+            lines += [f"    {line}" for line in iptables_save.render(action.chains).splitlines()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_plan_is_the_recorded_one(case: Path) -> None:
+    plan = planned(case)
+    recorded = case / "plan.txt"
+    assert recorded.exists(), f"no plan.txt; today's plan is:\n{plan}"
+    assert plan == recorded.read_text()

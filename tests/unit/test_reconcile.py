@@ -1,0 +1,232 @@
+"""Passes: when, how many, and what they make of failures, fights and pauses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import get_args
+
+import pytest
+
+from tests.fakes import FakeHost, Published, nat
+from vnetd.backends.iptables import Iptables
+from vnetd.backends.libvirtd import Libvirtd
+from vnetd.backends.links import Links
+from vnetd.core.model import Cause, Source, State
+from vnetd.core.plan import Action, RestoreRules, StartNetwork
+from vnetd.core.policy import Policy
+from vnetd.core.record import Outcome
+from vnetd.reconcile import Clock, Pokes, Reconciler, Trigger
+
+CULPRIT = Cause("iptables", 4711)
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.host = FakeHost()
+        self.published = Published()
+        clock = Clock(lambda: self.now, lambda: datetime(2026, 1, 1, tzinfo=UTC))
+        self.reconciler = Reconciler(self.host.backends, self.published, clock)
+        self.reconciler.policy = Policy(networks={n: nat(n, i) for i, n in enumerate(("a", "b"))})
+
+    async def look(self, *sources: Source, cause: Cause | None = None) -> State:
+        """One pass, poked for these sources."""
+        pokes = Pokes(self.now, set(sources or Source), ["test"])
+        if cause:
+            pokes.causes = dict.fromkeys(pokes.sources, cause)
+        return (await self.reconciler._pass(pokes)).state
+
+
+def world(test: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
+    """Run in an event loop, with both networks in place."""
+
+    async def run() -> None:
+        fresh = World()
+        assert await fresh.look() is State.CONVERGED
+        fresh.published.records.clear()
+        fresh.host.applied.clear()
+        await test(fresh)
+
+    def start() -> None:
+        asyncio.run(run())
+
+    start.__name__ = test.__name__
+    return start
+
+
+@world
+async def test_second_pass_does_nothing(w: World) -> None:
+    assert await w.look() is State.CONVERGED
+    assert w.host.applied == []
+    assert w.published.records == []
+
+
+@world
+async def test_a_flush_is_repaired_from_the_firewall_alone(w: World) -> None:
+    good = {chain: list(rules) for chain, rules in w.host.chains.items()}
+    looks = {backend.source: backend.looks for backend in w.host.backends}
+    w.host.flush()
+    assert await w.look(Source.FIREWALL, cause=CULPRIT) is State.CONVERGED
+    assert w.host.chains == good
+    assert w.host.backends[0].looks == looks[Source.LIBVIRT]
+    assert {record.object for record in w.published.records} == {"network/a", "network/b"}
+    assert {record.cause for record in w.published.records} == {CULPRIT}
+    assert w.published.drift[-1][2] == CULPRIT
+
+
+@world
+async def test_the_order_between_networks_comes_back(w: World) -> None:
+    w.host.stop("a")
+    w.host.start("a")
+    assert await w.look() is State.CONVERGED
+    newest_first = {chain: list(rules) for chain, rules in w.host.chains.items()}
+    w.host.flush()
+    await w.look(Source.FIREWALL)
+    assert w.host.chains == newest_first
+
+
+@world
+async def test_a_failing_repair_is_recorded_once_and_tried_ever_more_slowly(w: World) -> None:
+    w.host.stop("a")
+    w.host.fail[StartNetwork] = "no subnet free"
+    tries = []
+    for _ in range(40):
+        seen = len(w.published.records)
+        assert await w.look() is State.DEGRADED
+        tries.append(w.reconciler._failures["network/a"].attempts)
+        assert len(w.published.records) == (1 if seen == 0 else seen)
+        w.now += 1
+    assert tries[-1] <= 7
+    (record,) = w.published.records
+    assert (record.outcome, record.actions) == (Outcome.FAILED, ("no subnet free",))
+    w.host.fail.clear()
+    w.now += 60
+    assert await w.look() is State.CONVERGED
+    assert w.published.records[-1].outcome is Outcome.REPAIRED
+
+
+@world
+async def test_one_failure_does_not_stop_the_others(w: World) -> None:
+    w.host.stop("a")
+    w.host.flush()
+    w.host.fail[StartNetwork] = "no subnet free"
+    await w.look()
+    outcomes = {record.object: record.outcome for record in w.published.records}
+    assert outcomes == {"network/a": Outcome.FAILED, "network/b": Outcome.REPAIRED}
+
+
+@world
+async def test_a_source_that_cannot_be_read_is_a_reason_and_stops_only_itself(w: World) -> None:
+    w.host.unreadable[Source.LIBVIRT] = "no answer"
+    w.host.flush()
+    assert await w.look() is State.DEGRADED
+    assert "libvirt: no answer" in w.published.statuses[-1].reasons
+    assert {type(action) for action in w.host.applied} == {RestoreRules}
+    w.host.unreadable.clear()
+    assert await w.look() is State.CONVERGED
+
+
+@world
+async def test_a_fight_is_told_once_and_slows_down(w: World) -> None:
+    for _ in range(200):
+        w.host.flush()
+        await w.look(Source.FIREWALL, cause=CULPRIT)
+        w.now += 0.1
+    heals = [record for record in w.published.records if record.outcome is Outcome.REPAIRED]
+    told = [record for record in w.published.records if record.outcome is Outcome.CONFLICT]
+    assert len(heals) <= 2 * 10
+    assert {record.object for record in told} == {"network/a", "network/b"}
+    assert len(told) == 2
+    assert "iptables[4711]" in told[0].actions[0]
+    w.now += 60
+    assert await w.look() is State.CONVERGED
+
+
+@world
+async def test_observing_changes_nothing(w: World) -> None:
+    w.reconciler.observe_only = True
+    w.host.flush()
+    assert await w.look() is State.DRIFTED
+    assert w.host.applied == []
+    assert w.published.drift
+
+
+@world
+async def test_a_pause_ends_by_itself(w: World) -> None:
+    w.reconciler.pause(60)
+    w.host.flush()
+    assert await w.look() is State.PAUSED
+    assert w.host.applied == []
+    w.now += 61
+    assert await w.look() is State.CONVERGED
+    assert w.host.applied
+
+
+@world
+async def test_planning_changes_nothing(w: World) -> None:
+    w.host.flush()
+    assert {type(action) for action in await w.reconciler.plan()} == {RestoreRules}
+    assert w.host.applied == []
+
+
+@world
+async def test_a_network_out_of_policy_goes_and_a_foreign_one_stays(w: World) -> None:
+    w.reconciler.policy = Policy(networks={"a": nat("a", 0)})
+    assert await w.look() is State.CONVERGED
+    assert set(w.host.networks) == {"a"}
+    w.reconciler.policy = Policy(networks={})
+    assert await w.look() is State.CONVERGED
+    assert set(w.host.networks) == {"a"}
+
+
+def test_a_storm_of_pokes_is_one_pass() -> None:
+    async def storm() -> None:
+        trigger = Trigger(Clock(asyncio.get_running_loop().time, datetime.now))
+        for number in range(1000):
+            trigger.poke(Source.LINKS, reason=f"event {number % 3}")
+        pokes = await trigger.wait(1)
+        assert pokes is not None
+        assert pokes.sources == {Source.LINKS}
+        assert pokes.reasons == ["event 0", "event 1", "event 2"]
+        assert await trigger.wait(0.01) is None
+
+    asyncio.run(storm())
+
+
+def test_a_writer_at_work_is_waited_for() -> None:
+    async def write() -> float:
+        loop = asyncio.get_running_loop()
+        trigger = Trigger(Clock(loop.time, datetime.now))
+        began = loop.time()
+
+        async def writer() -> None:
+            for _ in range(5):
+                trigger.poke(Source.FIREWALL, reason="libvirt writes", settle=True)
+                await asyncio.sleep(Trigger.QUIET / 3)
+
+        writing = asyncio.ensure_future(writer())
+        assert await trigger.wait(5) is not None
+        assert writing.done(), "the pass began between two writes"
+        return loop.time() - began
+
+    assert asyncio.run(write()) < Trigger.LONGEST
+
+
+@pytest.mark.parametrize("stop_first", [True, False])
+def test_run_ends_when_stopped(*, stop_first: bool) -> None:
+    async def run() -> None:
+        w = World()
+        running = asyncio.ensure_future(w.reconciler.run())
+        if not stop_first:
+            await w.reconciler.reconcile()
+        w.reconciler.stop()
+        await asyncio.wait_for(running, 5)
+
+    asyncio.run(run())
+
+
+def test_every_action_has_a_backend() -> None:
+    taken = [*Libvirtd.actions, *Links.actions, *Iptables.actions]
+    assert sorted(taken, key=str) == sorted(get_args(Action), key=str)
