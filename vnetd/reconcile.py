@@ -72,7 +72,11 @@ class Trigger:
         self._poked = asyncio.Event()
 
     def poke(
-        self, *sources: Source, reason: str, cause: Cause | None = None, settle: bool = False
+        self,
+        *sources: Source,
+        reason: str,
+        cause: Cause | None = None,
+        writing: bool | None = None,
     ) -> None:
         now = self._clock.monotonic()
         if self._pokes is None:
@@ -82,8 +86,8 @@ class Trigger:
             self._pokes.reasons.append(reason)
         if cause is not None:
             self._pokes.causes.update(dict.fromkeys(sources, cause))
-        if settle:
-            self._pokes.writing = now
+        if writing is not None:
+            self._pokes.writing = now if writing else None
         self._poked.set()
 
     async def wait(self, seconds: float) -> Pokes | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import pytest
@@ -19,48 +18,46 @@ from tests.lab.hypervisor import Hypervisor
 with Hypervisor() as box:
     box.sh("ip link add br0 type bridge; ip link set br0 up")
     box.guest("br0", "192.0.2.9/24")
-    print("up", flush=True)
+    print(box.namespace(), flush=True)
     signal.pause()
 """
 
 
 def traces() -> dict[str, object]:
-    """What a box could leave: processes, mounts, namespaces, links and files of this machine."""
-    processes = {
-        (name, words)
-        for path in Path("/proc").glob("[0-9]*")
-        if (words := _read(path / "cmdline")) and (name := _read(path / "comm"))
-        if name.strip() in ("libvirtd", "dnsmasq", "dbus-daemon", "unshare", "nsenter")
-        or "tests.lab" in words
-        or "lab/init.py" in words
-    }
+    """What a box could leave outside. Other boxes on this machine leave none of it either."""
     return {
-        "processes": processes,
         "mounts": Path("/proc/self/mountinfo").read_text(),
-        "namespaces": set(_names("/run/netns")),
-        "links": set(_names("/sys/class/net")),
-        "files": {p for d in ("/tmp", "/run", "/var/lib", "/etc") for p in Path(d).glob("*")},
+        "namespaces": _names("/run/netns"),
+        "links": _names("/sys/class/net"),
+        "files": {d: _names(d) - _of_pytest() for d in ("/tmp", "/run", "/var/lib", "/etc")},
     }
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+def processes(namespace: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(path / "ns/pid") == namespace:
+                found.append((path / "comm").read_text())
+        except OSError:
+            continue  # it has ended
+    return found
 
 
-def _names(directory: str) -> list[str]:
-    return os.listdir(directory) if os.path.isdir(directory) else []
+def assert_gone(namespace: str) -> None:
+    """The kernel ends a killed namespace's processes in its own time."""
+    deadline = time.monotonic() + 10
+    while processes(namespace) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes(namespace) == []
 
 
-def wait_until_equal(before: dict[str, object], look: Callable[[], dict[str, object]]) -> None:
-    """A killed box ends in its own time: the kernel takes its namespaces down one by one."""
-    for _ in range(200):
-        if look() == before:
-            return
-        signal.sigtimedwait([], 0.05)
-    assert look() == before
+def _names(directory: str) -> set[str]:
+    return set(os.listdir(directory)) if os.path.isdir(directory) else set()
+
+
+def _of_pytest() -> set[str]:
+    return {name for name in _names("/tmp") if name.startswith("pytest-of-")}
 
 
 def test_nothing_stays_behind() -> None:
@@ -69,15 +66,25 @@ def test_nothing_stays_behind() -> None:
         box.sh("ip link add br0 type bridge; ip link set br0 up")
         box.guest("br0", "192.0.2.9/24")
         box.sh("touch /etc/made-in-the-box /var/lib/made-in-the-box; ip netns add made")
-    wait_until_equal(before, traces)
+        namespace = box.namespace()
+        assert len(processes(namespace)) >= 3
+    assert_gone(namespace)
+    assert traces() == before
 
 
 def test_nothing_stays_behind_when_it_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     before = traces()
-    monkeypatch.setattr(Hypervisor, "start_libvirtd", lambda box: box.run("false"))
+    namespaces = []
+
+    def fail(box: Hypervisor) -> None:
+        namespaces.append(box.namespace())
+        box.run("false")
+
+    monkeypatch.setattr(Hypervisor, "start_libvirtd", fail)
     with pytest.raises(LabError), Hypervisor():
         pass
-    wait_until_equal(before, traces)
+    assert_gone(*namespaces)
+    assert traces() == before
 
 
 def test_nothing_stays_behind_when_its_owner_is_killed() -> None:
@@ -86,6 +93,8 @@ def test_nothing_stays_behind_when_its_owner_is_killed() -> None:
         [sys.executable, "-c", HOLDING], cwd=TREE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
-        assert owner.stdout.readline() == "up\n"
+        namespace = owner.stdout.readline().strip()
+        assert processes(namespace)
         owner.kill()
-    wait_until_equal(before, traces)
+    assert_gone(namespace)
+    assert traces() == before

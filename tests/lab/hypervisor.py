@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -90,6 +91,10 @@ class Hypervisor:
         init.stdout.close()
         for process in self._processes.values():
             process.wait(30)
+
+    def namespace(self) -> str:
+        """The name of its pid namespace, in which all its processes are."""
+        return os.readlink(f"/proc/{self._init_pid}/ns/pid")
 
     # -- what runs in the box
 

@@ -203,7 +203,7 @@ def test_a_writer_at_work_is_waited_for() -> None:
 
         async def writer() -> None:
             for _ in range(5):
-                trigger.poke(Source.FIREWALL, reason="libvirt writes", settle=True)
+                trigger.poke(Source.FIREWALL, reason="libvirt writes", writing=True)
                 await asyncio.sleep(Trigger.QUIET / 3)
 
         writing = asyncio.ensure_future(writer())
@@ -212,6 +212,17 @@ def test_a_writer_at_work_is_waited_for() -> None:
         return loop.time() - began
 
     assert asyncio.run(write()) < Trigger.LONGEST
+
+
+def test_a_writer_that_says_it_is_through_is_not_waited_for() -> None:
+    async def write() -> None:
+        now = 0.0
+        trigger = Trigger(Clock(lambda: now, datetime.now))
+        trigger.poke(Source.FIREWALL, reason="libvirt writes", writing=True)
+        trigger.poke(Source.LIBVIRT, reason="network stopped", writing=False)
+        assert await trigger.wait(0) is not None
+
+    asyncio.run(asyncio.wait_for(write(), 5))
 
 
 @pytest.mark.parametrize("stop_first", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,4 @@ def test_no_bus_at_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere/bus")
     with pytest.raises(sysbus.BusError, match="cannot be reached"):
         asyncio.run(sysbus.connect())
+    gc.collect()

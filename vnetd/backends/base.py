@@ -11,11 +11,15 @@ from vnetd.core.plan import Action
 class Poke(Protocol):
     """Says: look again, there. cause: who changed it, if the kernel told.
 
-    settle: the writer is still writing; wait until it is quiet.
+    writing: True while libvirt is at work on it, False when it says that it is through.
     """
 
     def __call__(
-        self, *sources: Source, reason: str, cause: Cause | None = None, settle: bool = False
+        self,
+        *sources: Source,
+        reason: str,
+        cause: Cause | None = None,
+        writing: bool | None = None,
     ) -> None: ...
 
 

@@ -92,7 +92,7 @@ class Iptables:
         reason = f"firewall changed by {name}"
         if _heals_itself(generation, parents):
             # libvirt says what it did only when it is through: ask it again as well.
-            poke(self.source, Source.LIBVIRT, reason=reason, cause=cause, settle=True)
+            poke(self.source, Source.LIBVIRT, reason=reason, cause=cause, writing=True)
         else:
             poke(self.source, reason=reason, cause=cause)
 

@@ -253,18 +253,20 @@ class _Events:
             libvirt.VIR_NETWORK_EVENT_STARTED: "started",
             libvirt.VIR_NETWORK_EVENT_STOPPED: "stopped",
         }.get(event, "changed")
-        self._hand_over(f"network {network.name()} {what}", daemon())
+        self._hand_over(f"network {network.name()} {what}", cause=daemon(), writing=False)
 
     def _on_domain(self, _connection: Any, domain: Any, *_rest: Any) -> None:
-        self._hand_over(f"domain {domain.name()} changed", None)
+        self._hand_over(f"domain {domain.name()} changed")
 
     def _on_close(self, _connection: Any, _reason: int, _opaque: Any) -> None:
         with suppress(RuntimeError):  # the loop has ended before the connection
             self._loop.call_soon_threadsafe(self._closed.set)
 
-    def _hand_over(self, reason: str, cause: Cause | None) -> None:
+    def _hand_over(
+        self, reason: str, cause: Cause | None = None, writing: bool | None = None
+    ) -> None:
         def hand_over() -> None:
-            self._poke(Source.LIBVIRT, Source.LINKS, reason=reason, cause=cause)
+            self._poke(Source.LIBVIRT, Source.LINKS, reason=reason, cause=cause, writing=writing)
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(hand_over)

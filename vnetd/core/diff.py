@@ -366,7 +366,7 @@ def _bridge_differences(
     else the next restart would change it under the guests.
     """
     base = network.config if want and network.config else network.definition
-    pairs: list[tuple[str, object, object]] = [("up", True, link.up)]
+    pairs: list[tuple[str, object, object]] = [("state", "up", "up" if link.up else "down")]
     for key in _LINK_KEYS:
         wanted = getattr(want, key, None)
         wanted = getattr(base, key) if wanted is None else wanted
