@@ -65,9 +65,10 @@ class Hypervisor:
     def _up(self) -> None:
         cache = CACHE / "libvirt"
         cache.mkdir(parents=True, exist_ok=True)
-        unshare = ("unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork")
+        namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--propagation=unchanged")
+        unshare = ("unshare", *namespaces, "--fork", "--kill-child")
         init = subprocess.Popen(
-            [*unshare, "--kill-child", sys.executable, str(LAB / "init.py"), str(cache)],
+            [*unshare, sys.executable, str(LAB / "init.py"), str(cache)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -146,7 +147,7 @@ class Hypervisor:
 
     def argv(self, *argv: str, guest: str | None = None) -> list[str]:
         """How to run this from outside."""
-        enter = ["nsenter", "-t", str(self._init_pid), "-m", "-n", "-p", "-u", "-i"]
+        enter = ["nsenter", "-t", str(self._init_pid), "-m", "-n", "-p", "-u", "-i", "-r", "-w"]
         netns = ["ip", "netns", "exec", guest] if guest else []
         return [*enter, "env", "-i", *_ENVIRONMENT, *netns, *argv]
 

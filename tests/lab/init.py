@@ -7,6 +7,7 @@ goes when its standard input ends, which the process outside holds open.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -15,6 +16,9 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+
+# mount(2), sched.h
+_MS_REC, _MS_PRIVATE, _CLONE_NEWNS = 0x4000, 0x40000, 0x20000
 
 # Empty in the box.
 _EMPTY = ("/var/lib/libvirt", "/var/lib/vnetd", "/var/log/libvirt")
@@ -41,7 +45,7 @@ cgroup_controllers = []
 
 def main(cache: Path) -> None:
     outside_pid = os.readlink("/proc/self")
-    _mount("--make-rprivate", "/")
+    _make_root_private()
     _mount("-t", "proc", "proc", "/proc")
     _mount("-t", "sysfs", "sys", "/sys")
     _mount("-t", "tmpfs", "tmpfs", "/run")
@@ -54,12 +58,34 @@ def main(cache: Path) -> None:
     for path in _EMPTY:
         _mount("-t", "tmpfs", "tmpfs", _made(path))
     _mount("--bind", "/run/cache", _made("/var/cache/libvirt"))
+    os.chdir("/")
     _configure()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGCHLD, _reap)
     print(f"ready {outside_pid}", flush=True)
     while os.read(0, 4096):
         pass
+
+
+def _make_root_private() -> None:
+    """Nothing mounted here may show outside.
+
+    In a plain chroot "/" is no mount point and cannot be made private. The way out: back to the
+    root of this mount namespace, which is its own copy, and in again over a bind mount.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) == 0:
+        return
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    if libc.setns(namespace, _CLONE_NEWNS) or libc.mount(
+        b"none", b"/", None, _MS_REC | _MS_PRIVATE, None
+    ):
+        raise OSError(ctypes.get_errno(), "cannot make the mounts private")
+    path = os.readlink(f"/proc/self/fd/{root}")
+    _mount("--rbind", path, path)
+    os.chroot(path)
+    os.chdir("/")
 
 
 def _configure() -> None:
