@@ -195,11 +195,11 @@ class Hypervisor:
 
     def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal it and wait for its end; its exit status."""
-        self.run("kill", f"-{number.value}", str(self.pid(name)))
+        self.signal(name, number)
         return self._processes.pop(name).wait(60)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        self.run("kill", f"-{number.value}", str(self.pid(name)))
+        self.sh(f"kill -{number.value} {self.pid(name)}")
 
     def log(self, name: str) -> str:
         path = self.path(f"/run/box/{name}.log")
