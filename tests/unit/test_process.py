@@ -11,11 +11,14 @@ from vnetd.errors import BackendError
 
 
 def test_ancestors_are_named_nearest_first() -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
-        try:
-            found = process.ancestors(child.pid, "sleep")
-        finally:
-            child.kill()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None, "stdin is a pipe"
+        assert child.stdout is not None, "stdout is a pipe"
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()  # it runs: before that it may still have its parent's name
+        found = process.ancestors(child.pid, "cat")
+        child.stdin.close()
     assert found is not None
     assert found[0] == f"{process.name_of(os.getpid())}[{os.getpid()}]"
 
