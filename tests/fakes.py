@@ -142,6 +142,7 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
     ),
     Source.LINKS: (AddAddress, PlugTap, SetBridge),
     Source.FIREWALL: (RestoreRules,),
+    Source.GUARD: (),
 }
 
 
@@ -165,6 +166,8 @@ class _Backend:
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
                 return replace(observed, firewall=Ruleset(World.IPTABLES_NFT, chains))
+            case Source.GUARD:
+                return observed
 
     async def apply(self, action: Action) -> None:
         self._host.apply(action)

@@ -220,7 +220,7 @@ class Reconciler:
             actions = tuple(a for a in actions if failed[a] < _MOST_TRIES and self._may(a))
             if not actions or actions == tried or self._stopping.is_set():
                 break
-            if not all(isinstance(action, p.RestoreRules) for action in actions):
+            if not all(isinstance(action, p.RestoreRules | p.WriteGuard) for action in actions):
                 self._publish(found, healing=True)  # rules are back sooner than it takes to say so
             failed.update(await self._apply(actions, incidents))
             self._announce(incidents)
@@ -233,6 +233,7 @@ class Reconciler:
 
     async def _observe(self, sources: Iterable[Source]) -> None:
         wanted = set(sources)
+        self._observed = replace(self._observed, followed=self.policy.followed)
         if wanted >= ALL_SOURCES:
             self._resync_at = self._clock.monotonic() + self.policy.resync
         for backend in self._backends:

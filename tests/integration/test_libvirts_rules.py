@@ -67,7 +67,9 @@ def bare_box() -> Iterator[Hypervisor]:
 
 def observed(box: Hypervisor) -> dict[Chain, tuple[str, ...]]:
     chains = iptables_save.parse(box.run("iptables-save"), Family.IPV4)
-    return chains | iptables_save.parse(box.run("ip6tables-save"), Family.IPV6)
+    chains |= iptables_save.parse(box.run("ip6tables-save"), Family.IPV6)
+    shown = {*iptables.BUILTIN_CHAINS, *iptables.PRIVATE_CHAINS}
+    return {chain: rules for chain, rules in chains.items() if chain in shown}
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)

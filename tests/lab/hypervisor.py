@@ -328,21 +328,30 @@ class Hypervisor:
             # A bridge port with STP on forwards nothing for the first seconds.
             self.wait_until(lambda: self.pings(name, gateway), what=f"{name} reaches {gateway}")
 
+    def answer_in(self, guest: str) -> None:
+        """The guest answers probes."""
+        self.spawn(f"echo-{guest}", *_module("tests.lab.echo"), guest=guest)
+
     def pings(self, guest: str, address: str) -> bool:
         return self.succeeds("ping", "-qc1", "-W1", address, guest=guest)
 
     @contextlib.contextmanager
-    def probing(self, guest: str, address: str = WAN) -> Iterator[Outage]:
-        """Open a new flow from the guest every 2 ms meanwhile; the outcome is in the Outage."""
+    def probing(
+        self, guest: str | None, address: str = WAN, *, in_vain: bool = False
+    ) -> Iterator[Outage]:
+        """Open a new flow from the guest (None: the host) every 2 ms meanwhile; the outcome is in
+        the Outage. in_vain: do not wait for a first answer, for there should be none.
+        """
         outage = Outage()
+        words = (address, "in-vain") if in_vain else (address,)
         with subprocess.Popen(
-            self.argv(*_module("tests.lab.probe"), address, guest=guest),
+            self.argv(*_module("tests.lab.probe"), *words, guest=guest),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
             assert process.stdout is not None, "stdout is a pipe"
-            process.stdout.readline()  # the first answer has come
+            process.stdout.readline()  # it is at work
             try:
                 yield outage
             finally:

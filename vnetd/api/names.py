@@ -74,6 +74,7 @@ MANAGER_INTERFACE = i.Interface(
         _property("Reasons", "as"),
         _property("Libvirt", "s"),
         _property("Firewall", "s"),
+        _property("Guard", "s"),
     ],
 )
 
@@ -89,6 +90,7 @@ NETWORK_INTERFACE = i.Interface(
         _property("Active", "b"),
         _property("Autostart", "b"),
         _property("Addresses", "as"),
+        _property("Guard", "s"),
         _property("Drift", "as"),
         _property("Reasons", "as"),
     ],

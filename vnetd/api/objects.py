@@ -81,6 +81,7 @@ def _manager(status: Status) -> Properties:
         "Reasons": Variant("as", list(status.reasons)),
         "Libvirt": Variant("s", status.libvirt),
         "Firewall": Variant("s", status.firewall),
+        "Guard": Variant("s", status.guard),
     }
 
 
@@ -95,6 +96,7 @@ def _network(network: NetworkStatus) -> Properties:
         "Active": Variant("b", network.active),
         "Autostart": Variant("b", network.autostart),
         "Addresses": Variant("as", list(network.addresses)),
+        "Guard": Variant("s", network.guard),
         "Drift": Variant("as", list(network.drift)),
         "Reasons": Variant("as", list(network.reasons)),
     }

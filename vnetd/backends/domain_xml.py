@@ -15,13 +15,14 @@ def taps(text: str) -> list[Tap]:
         source, target = interface.find("source"), interface.find("target")
         if source is None or target is None or source.get("bridge") is None:
             continue  # macvtap and hostdev interfaces are on no bridge
-        port = interface.find("port")
+        port, mac = interface.find("port"), interface.find("mac")
         found.append(
             Tap(
                 domain=domain,
                 device=IfName(target.get("dev", "")),
                 network=source.get("network", ""),
                 isolated=port is not None and port.get("isolated") == "yes",
+                mac=mac.get("address", "").lower() if mac is not None else "",
             )
         )
     return found

@@ -7,26 +7,21 @@ from itertools import groupby
 
 from vnetd.core.model import Chain, Family
 from vnetd.core.plan import ChainEdits
-from vnetd.core.rules.iptables import BUILTIN_CHAINS, PRIVATE_CHAINS
-
-_WATCHED = frozenset((*BUILTIN_CHAINS, *PRIVATE_CHAINS))
+from vnetd.core.rules.iptables import BUILTIN_CHAINS
 
 
 def parse(text: str, family: Family) -> dict[Chain, tuple[str, ...]]:
-    """The chains that libvirt writes to, as far as they exist."""
+    """All chains: other people's as well, for libvirt's jumps stand among theirs."""
     chains: dict[Chain, list[str]] = {}
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:]
         elif line.startswith(":"):
-            chain = Chain(family, table, line[1:].split(" ", 1)[0])
-            if chain in _WATCHED:
-                chains[chain] = []
+            chains[Chain(family, table, line[1:].split(" ", 1)[0])] = []
         elif line.startswith("-A "):
             name, _, rule = line[3:].partition(" ")
-            if (rules := chains.get(Chain(family, table, name))) is not None:
-                rules.append(rule)
+            chains[Chain(family, table, name)].append(rule)
     return {chain: tuple(rules) for chain, rules in chains.items()}
 
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,17 @@ import libvirt
 
 from vnetd.backends import domain_xml, files, network_xml, process
 from vnetd.backends.base import Poke
-from vnetd.core.model import Cause, DhcpHost, DhcpRange, Libvirt, Network, Observed, Source, Tap
+from vnetd.core.model import (
+    Cause,
+    DhcpHost,
+    DhcpRange,
+    Lease,
+    Libvirt,
+    Network,
+    Observed,
+    Source,
+    Tap,
+)
 from vnetd.core.plan import (
     Action,
     DefineNetwork,
@@ -49,6 +60,7 @@ _DIRECTORIES = tuple(
         "/run/libvirt/network",
     )
 )
+_LEASES = Path("/var/lib/libvirt/dnsmasq")
 _PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
 _CHAINS_LOST = "No chain/target/match by that name"
 
@@ -73,12 +85,15 @@ class Libvirtd:
         self._closed = asyncio.Event()
         self._one_call = asyncio.Lock()
         self._lost_chains = False
+        self._followed: frozenset[str] = frozenset()
 
     async def observe(self, observed: Observed) -> Observed:
         await self._tried.wait()
         connection = self._connected()
+        self._followed = observed.followed
         version, networks, taps = await self._call(lambda: _read(connection), "reading networks")
-        seen = Libvirt(version, self._session, networks, taps, self._lost_chains)
+        leases = await self._call(lambda: _leases(connection, self._followed), "reading leases")
+        seen = Libvirt(version, self._session, networks, taps, leases, self._lost_chains)
         return replace(observed, libvirt=seen)
 
     async def apply(self, action: Action) -> None:
@@ -156,12 +171,16 @@ class Libvirtd:
 
     async def _serve(self, poke: Poke) -> None:
         """Until the connection is lost."""
-        watching = asyncio.ensure_future(self._watch_files(poke))
+        watching = [
+            asyncio.ensure_future(self._watch_files(poke)),
+            asyncio.ensure_future(self._watch_leases(poke)),
+        ]
         try:
             await self._closed.wait()
         finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+            for watch in watching:
+                watch.cancel()
+            await asyncio.wait(watching)
 
     async def _watch_files(self, poke: Poke) -> None:
         watch = files.DirectoryWatch(_DIRECTORIES, created=True)
@@ -169,6 +188,16 @@ class Libvirtd:
             while True:
                 await watch.changed()
                 poke(self.source, Source.LINKS, reason="libvirt's files changed", cause=daemon())
+        finally:
+            watch.close()
+
+    async def _watch_leases(self, poke: Poke) -> None:
+        watch = files.DirectoryWatch([_LEASES])
+        try:
+            while True:
+                await watch.changed()
+                if self._followed:
+                    poke(self.source, reason="leases changed")
         finally:
             watch.close()
 
@@ -375,6 +404,22 @@ def _taps(connection: Any) -> tuple[Tap, ...]:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
     return tuple(taps)
+
+
+def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
+    found = []
+    for name in sorted(networks):
+        try:
+            network = _lookup(connection, name)
+            leases = network.DHCPLeases() if network.isActive() else []
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                continue
+            raise
+        for lease in leases:
+            if lease["mac"]:
+                found.append(Lease(name, lease["mac"].lower(), ip_address(lease["ipaddr"])))
+    return tuple(found)
 
 
 def _version(connection: Any) -> str:

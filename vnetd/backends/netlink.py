@@ -1,5 +1,5 @@
-"""Event sockets of the kernel: rtnetlink and nf_tables. Only headers are read here; what changed
-is asked for afterwards.
+"""Netlink: the kernel's event sockets, of which only headers are read (what changed is asked for
+afterwards), and how a message is put together and taken apart.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
+_SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 270, 1, 33, 32
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _RECEIVE_BUFFER = 8 * 1024 * 1024
+# A transaction is one message, however many rules it holds.
+_SEND_BUFFER = 32 * 1024 * 1024
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
 _LINK_GROUPS = (1, 5, 9)
@@ -23,6 +25,7 @@ _SUBSYS_NFTABLES = 10
 _MSG_NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 _OBJECT_TABLE = 1
+_NESTED = 0x8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,16 @@ def open_link_events() -> socket.socket:
 
 def open_nftables_events() -> socket.socket:
     return _open(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
+
+
+def open_nftables() -> socket.socket:
+    """To ask and to write; its port is what the kernel calls the owner of a table."""
+    nftables = _open(_NETLINK_NETFILTER, ())
+    try:
+        nftables.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+    except PermissionError:
+        nftables.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    return nftables
 
 
 async def listen(events: socket.socket, on_data: Callable[[bytes | None], None]) -> None:
@@ -77,17 +90,17 @@ class Generations:
         self._changes = 0
 
     def feed(self, data: bytes) -> Iterator[Generation]:
-        for kind, body in _messages(data):
+        for kind, body in messages(data):
             if kind >> 8 != _SUBSYS_NFTABLES:
                 continue
-            attributes = dict(_attributes(body[4:]))
+            found = attributes(body[4:])
             if kind & 0xFF == _MSG_NEWGEN:
-                (pid,) = struct.unpack(">I", attributes.get(_GEN_PROC_PID, bytes(4)))
-                name = _text(attributes.get(_GEN_PROC_NAME, b""))
+                (pid,) = struct.unpack(">I", found.get(_GEN_PROC_PID, bytes(4)))
+                name = _text(found.get(_GEN_PROC_NAME, b""))
                 yield Generation(name, pid, frozenset(self._tables), self._changes)
                 self._tables, self._changes = set(), 0
             else:
-                self._tables.add((body[0], _text(attributes.get(_OBJECT_TABLE, b""))))
+                self._tables.add((body[0], _text(found.get(_OBJECT_TABLE, b""))))
                 self._changes += 1
 
 
@@ -105,7 +118,7 @@ def _open(protocol: int, groups: tuple[int, ...]) -> socket.socket:
     return events
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, body) of each: struct nlmsghdr, aligned to 4 bytes."""
     at = 0
     while at + 16 <= len(data):
@@ -116,14 +129,27 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
+def message(kind: int, flags: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Type → value: struct nlattr, aligned to 4 bytes."""
+    found, at = {}, 0
     while at + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, at)
         if length < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
+            break
+        found[kind & 0x3FFF] = data[at + 4 : at + length]
         at += (length + 3) & ~3
+    return found
+
+
+def encoded(kind: int, value: bytes, *, nested: bool = False) -> bytes:
+    """One attribute."""
+    length = 4 + len(value)
+    kind |= _NESTED if nested else 0
+    return struct.pack("=HH", length, kind) + value + bytes(-length % 4)
 
 
 def _text(data: bytes) -> str:

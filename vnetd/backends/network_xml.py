@@ -61,8 +61,8 @@ def render(policy: NetworkPolicy, base: str | None) -> str:
         root = xmltext.read(base, f"network {policy.name}")
         root.attrib.pop("connections", None)
     old_mode = Mode.ISOLATED if (f := root.find("forward")) is None else _mode(f)
-    if old_mode is not policy.mode:
-        _change_mode(root, old_mode, policy.mode)
+    if old_mode is not policy.libvirts_mode:
+        _change_mode(root, old_mode, policy.libvirts_mode)
     if policy.bridge is not None:
         _child(root, "bridge").set("name", policy.bridge)
     if policy.mode.has_own_bridge:

@@ -53,13 +53,17 @@ def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any
     parts.append(f"libvirt {manager['Libvirt'] or 'not connected'}")
     if manager["Firewall"]:
         parts.append(manager["Firewall"])
+    if manager["Guard"]:
+        parts.append(f"guard: {manager['Guard']}")
     print(", ".join(parts))
     for reason in manager["Reasons"]:
         print(f"  {clean(reason)}")
     if not networks:
         return
     print()
-    rows = [("NETWORK", "STATE", "KEPT", "MODE", "BRIDGE", "ACTIVE", "AUTOSTART", "ADDRESSES")]
+    rows = [
+        ("NETWORK", "STATE", "KEPT", "MODE", "BRIDGE", "ACTIVE", "AUTOSTART", "GUARD", "ADDRESSES")
+    ]
     rows += [
         (
             network["Name"],
@@ -69,6 +73,7 @@ def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any
             network["Bridge"] or "-",
             _yes(network["Active"]),
             _yes(network["Autostart"]),
+            network["Guard"] or "-",
             " ".join(network["Addresses"]) or "-",
         )
         for network in networks
@@ -92,6 +97,7 @@ def print_network(network: Mapping[str, Any]) -> None:
         ("Active:", _yes(network["Active"])),
         ("Autostart:", _yes(network["Autostart"])),
         ("Addresses:", " ".join(network["Addresses"]) or "-"),
+        ("Guard:", network["Guard"] or "-"),
         ("UUID:", network["UUID"] or "-"),
     ]
     rows += [("Drift:", line) for line in network["Drift"]]

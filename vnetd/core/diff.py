@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from vnetd.core import guarding
 from vnetd.core.model import (
     Address,
     Chain,
     Definition,
     DhcpHost,
     DhcpRange,
+    Held,
     IfName,
     Libvirt,
     Link,
@@ -26,6 +28,7 @@ from vnetd.core.model import (
 )
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
 from vnetd.core.rules import iptables, repair
+from vnetd.core.rules.guard import Table
 from vnetd.core.wording import few
 
 
@@ -131,6 +134,14 @@ class RulesDiffer:
     flaws: repair.Flaws
 
 
+@dataclass(frozen=True, slots=True)
+class GuardDiffers:
+    """rules: how many of this network's the guard lacks."""
+
+    network: str
+    rules: int
+
+
 Drift = (
     Undefined
     | ConfigDiffers
@@ -144,6 +155,7 @@ Drift = (
     | AddressMissing
     | Unplugged
     | RulesDiffer
+    | GuardDiffers
 )
 
 
@@ -159,6 +171,8 @@ class Diff:
     conflicts: tuple[Conflict, ...] = ()
     chains: Mapping[Chain, tuple[str, ...]] | None = None
     """All of libvirt's chains as they must be; None where vnetd does not know the firewall."""
+    guard: Table | None = None
+    """The guard as it must be; None where there can be none."""
 
 
 def text(drift: Drift) -> str:
@@ -189,6 +203,8 @@ def text(drift: Drift) -> str:
             return f"tap {tap} of guest {domain} is not on bridge {bridge}"
         case RulesDiffer(chain=chain, flaws=flaws):
             return f"{chain}: {_flaws(flaws)}"
+        case GuardDiffers(rules=rules):
+            return f"guard: {rules} rules missing"
         case _:
             assert_never(drift)
 
@@ -202,6 +218,8 @@ def source(drift: Drift) -> Source:
     match drift:
         case RulesDiffer():
             return Source.FIREWALL
+        case GuardDiffers():
+            return Source.GUARD
         case BridgeMissing() | BridgeDiffers() | AddressMissing() | Unplugged():
             return Source.LINKS
         case _:
@@ -225,10 +243,22 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.firewall is not None and observed.firewall.world is World.IPTABLES_NFT:
         chains = _expected_chains(kept, libvirt.lost_chains, observed.firewall, remembered)
         found += _rules(kept, observed.firewall, chains)
+    table = None
+    if observed.guard is not None:
+        right = observed.firewall
+        if any(isinstance(item, RulesDiffer) for item in found):
+            right = remembered  # a flush took the exceptions along
+        table = guarding.wanted(policy, libvirt, kept, chains, right)
+        if observed.guard.held is Held.OPEN:  # else nobody but vnetd can have changed it
+            found += [
+                GuardDiffers(network, rules)
+                for network, rules in sorted(guarding.missing(table, observed.guard).items())
+            ]
     return Diff(
         drift=tuple(item for item in found if not isinstance(item, Conflict)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
         chains=chains,
+        guard=table,
     )
 
 
@@ -259,7 +289,7 @@ def _expected_chains(
 
 def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]:
     """Where a definition is not what the policy says. Keys that the policy leaves out are free."""
-    pairs: list[tuple[str, object, object]] = [("mode", want.mode, have.mode)]
+    pairs: list[tuple[str, object, object]] = [("mode", want.libvirts_mode, have.mode)]
     for key in ("bridge", "mac", "mtu", "stp", "domain"):
         if getattr(want, key) is not None:
             pairs.append((key, getattr(want, key), getattr(have, key)))

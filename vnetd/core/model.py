@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import NewType
 
 IfName = NewType("IfName", str)
 Address = IPv4Interface | IPv6Interface
 HostAddress = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
 
 
 class Source(StrEnum):
@@ -19,6 +27,7 @@ class Source(StrEnum):
     LIBVIRT = "libvirt"
     LINKS = "links"
     FIREWALL = "firewall"
+    GUARD = "guard"
 
 
 class Mode(StrEnum):
@@ -124,6 +133,14 @@ class Tap:
     device: IfName
     network: str
     isolated: bool = False
+    mac: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    network: str
+    mac: str
+    address: HostAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +151,8 @@ class Libvirt:
     session: int
     networks: Mapping[str, Network]
     taps: tuple[Tap, ...] = ()
+    leases: tuple[Lease, ...] = ()
+    """Of the networks in Observed.followed."""
     lost_chains: bool = False
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
 
@@ -179,10 +198,31 @@ class World(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """The chains that libvirt writes to, each rule in iptables-save's form without -A CHAIN."""
+    """All chains, each rule in iptables-save's form without -A CHAIN."""
 
     world: World
     chains: Mapping[Chain, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Held(StrEnum):
+    """How well the kernel keeps others away from the guard."""
+
+    PERSISTENT = "owner, persist"
+    OWNED = "owner"
+    """It goes when vnetd stops: the kernel is older than 6.9."""
+    OPEN = "open"
+    """Others can flush it: the kernel is older than 5.12."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardTable:
+    """The guard as the kernel has it. held: None if there is none. mine: this process holds it.
+    chains: the digests of the rules in each.
+    """
+
+    held: Held | None
+    mine: bool
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +232,9 @@ class Observed:
     libvirt: Libvirt | None = None
     links: Mapping[IfName, Link] | None = None
     firewall: Ruleset | None = None
+    guard: GuardTable | None = None
+    followed: frozenset[str] = frozenset()
+    """Networks whose leases the policy needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from vnetd.core.model import (
 )
 from vnetd.core.policy import NetworkPolicy, Policy
 from vnetd.core.rules import iptables, repair
+from vnetd.core.rules.guard import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,14 @@ class RestoreRules(_Action):
 
     family: Family
     chains: tuple[ChainEdits, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteGuard(_Action):
+    """All of it in one transaction. chains: those that change. Without rules the table goes."""
+
+    table: tuple[tuple[str, tuple[Rule, ...]], ...]
+    chains: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +114,7 @@ class PlugTap(_Action):
 
 Action = (
     RestoreRules
+    | WriteGuard
     | RemoveNetwork
     | DefineNetwork
     | SetAutostart
@@ -127,6 +137,9 @@ def text(action: Action) -> str:
             count = sum(1 for chain in chains for edit in chain.edits if edit.position)
             version = "IPv4" if family is Family.IPV4 else "IPv6"
             return f"restore {count} {version} rules in {len(chains)} chains"
+        case WriteGuard(table=table):
+            count = sum(len(rules) for _, rules in table)
+            return f"write the guard: {count} rules" if count else "remove the guard"
         case RemoveNetwork(network=network):
             return f"stop and undefine network {network}"
         case DefineNetwork(policy=policy):
@@ -166,6 +179,7 @@ def plan(
         item.network for item in found.drift if isinstance(item, d.LiveDiffers | d.BridgeMissing)
     }
     rules: list[Action] = list(_rules(observed, found, remembered or {}))
+    rules += _guard(observed, found)
     networks: list[Action] = []
     links: list[Action] = []
     for name in sorted(restarted):
@@ -183,7 +197,7 @@ def plan(
             )
         )
     for item in found.drift:
-        if isinstance(item, d.RulesDiffer | d.LiveDiffers | d.BridgeMissing):
+        if isinstance(item, d.RulesDiffer | d.GuardDiffers | d.LiveDiffers | d.BridgeMissing):
             continue
         action = _action(item, policy, observed)
         if isinstance(action, SetBridge | AddAddress | PlugTap):
@@ -296,6 +310,29 @@ def _rules(
                 )
             )
     return actions
+
+
+def _guard(observed: Observed, found: d.Diff) -> Sequence[WriteGuard]:
+    seen, table = observed.guard, found.guard
+    if seen is None or table is None:
+        return ()
+    digests = {name: tuple(rule.digest for rule in rules) for name, rules in table.items()}
+    changed = {
+        name for name in {*digests, *seen.chains} if digests.get(name) != seen.chains.get(name)
+    }
+    if seen.held is None and not table:
+        return ()
+    if not changed and seen.mine:
+        return ()
+    drift = [item for item in found.drift if isinstance(item, d.GuardDiffers)]
+    return (
+        WriteGuard(
+            objects=tuple(network_object(item.network) for item in drift),
+            reason="rules differ" if changed else "nobody holds it",
+            table=tuple(table.items()),
+            chains=tuple(sorted(changed)),
+        ),
+    )
 
 
 def _restart_impact(network: str, observed: Observed) -> str:

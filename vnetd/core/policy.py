@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Interface, ip_address, ip_interface
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
 import tomli
 
-from vnetd.core.model import Address, DhcpHost, DhcpRange, HostAddress, IfName, Mode
+from vnetd.core import policy_values as values
+from vnetd.core.model import Address, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
 from vnetd.core.toml_lines import Path, line_of, locate
+from vnetd.core.toml_table import Table, shown
 from vnetd.errors import PolicyError, Problem
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
 
 
 class Enforcement(StrEnum):
@@ -28,6 +32,26 @@ class Unlisted(StrEnum):
 
     PROTECT = "protect"
     IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A port of the host that leads to a guest: an address, or a domain's name, whose address it
+    follows. to_port: None keeps the port. sources: who may use it; empty for everybody.
+    """
+
+    protocol: Protocol
+    ports: tuple[int, int]
+    to: HostAddress | str
+    to_port: int | None = None
+    sources: tuple[Subnet, ...] = ()
+
+
+class Firewall(StrEnum):
+    """Whose rules a network lives by."""
+
+    LIBVIRT = "libvirt"
+    VNETD = "vnetd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +69,14 @@ class NetworkPolicy:
     mac: str | None = None
     mtu: int | None = None
     stp: bool | None = None
+    guard: bool = True
+    firewall: Firewall = Firewall.LIBVIRT
+    forwards: tuple[Forward, ...] = ()
+
+    @property
+    def libvirts_mode(self) -> Mode:
+        """In open mode libvirt makes no rules."""
+        return Mode.OPEN if self.firewall is Firewall.VNETD else self.mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +89,15 @@ class Policy:
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
     present: bool = True
 
+    @property
+    def followed(self) -> frozenset[str]:
+        """Networks with a port forward to a domain, whose address must be known."""
+        return frozenset(
+            name
+            for name, network in self.networks.items()
+            if any(isinstance(forward.to, str) for forward in network.forwards)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyText:
@@ -66,15 +107,7 @@ class PolicyText:
 
 SUPPORTED_MODES = (Mode.NAT, Mode.ROUTE, Mode.ISOLATED, Mode.OPEN, Mode.BRIDGE)
 
-_T = TypeVar("_T")
-_Enum = TypeVar("_Enum", bound=StrEnum)
-_DURATION = re.compile(r"(\d+)\s*(s|sec|min|h)")
-_SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_DUID = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2})+")
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-# The kernel takes nearly any bytes as an interface name; this is what every tool can handle.
-_IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,14}")
+_A_FORWARD = '{ protocol = "tcp", port = 8080, to = "10.77.0.20:80" }'
 
 
 def parse(texts: Sequence[PolicyText]) -> Policy:
@@ -102,7 +135,7 @@ def parse(texts: Sequence[PolicyText]) -> Policy:
                 lines[path] = (text.file, line)
     if problems:
         raise PolicyError(problems)
-    root = _Table(merged, (), lines, problems)
+    root = Table(merged, (), lines, problems)
     policy = _policy(root)
     if problems:
         files = [text.file for text in texts]
@@ -110,126 +143,11 @@ def parse(texts: Sequence[PolicyText]) -> Policy:
     return policy
 
 
-class _Table:
-    """A table being read: hands out its keys checked, and notes what is wrong with them."""
-
-    def __init__(
-        self,
-        values: Mapping[str, Any],
-        path: Path,
-        lines: Mapping[Path, tuple[str, int]],
-        problems: list[Problem],
-    ) -> None:
-        self._values = values
-        self._path = path
-        self._lines = lines
-        self._problems = problems
-        self._known: list[str] = []
-
-    def wrong(self, key: str | int | None, wrong: str, right: str) -> None:
-        path = self._path if key is None else (*self._path, key)
-        places = [place for place in self._lines if place[: len(path)] == path]
-        places += [path[:n] for n in range(len(path), 0, -1) if path[:n] in self._lines]
-        file, line = self._lines[places[0]]
-        self._problems.append(Problem(file, line, dotted(path), wrong, right))
-
-    def at(self, key: str) -> _Table:
-        """The place of a key, to report what is wrong inside of it."""
-        return _Table({}, (*self._path, key), self._lines, self._problems)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def get(self, key: str, kind: type[_T], right: str) -> _T | None:
-        self._known.append(key)
-        value = self._values.get(key)
-        # bool is an int to Python, not to an admin
-        if value is None:
-            return None
-        if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return value
-        self.wrong(key, f"{_shown(value)} is not {_KINDS[kind]}", right)
-        return None
-
-    def parsed(self, key: str, parser: Callable[[str], _T], right: str) -> _T | None:
-        text = self.get(key, str, right)
-        return None if text is None else self._parse(key, text, parser, right)
-
-    def list(self, key: str, parser: Callable[[str], _T], right: str) -> tuple[_T, ...]:
-        found = []
-        place = self.at(key)
-        for at, item in enumerate(self.get(key, list, f"write a list: [{right}]") or ()):
-            if not isinstance(item, str):
-                place.wrong(at, f"{_shown(item)} is not a text", f"write {right}")
-            elif (value := place._parse(at, item, parser, f"write {right}")) is not None:
-                found.append(value)
-        return tuple(found)
-
-    def enum(
-        self,
-        key: str,
-        members: Sequence[_Enum],
-        default: _Enum | None,
-        *,
-        elsewhere: Iterable[_Enum] = (),
-    ) -> _Enum | None:
-        """elsewhere: words that libvirt knows, but not this version of vnetd."""
-        right = _one_of(members)
-        text = self.get(key, str, right)
-        if text is None:
-            if default is None and key not in self:
-                self.wrong(key, "is missing", right)
-            return default
-        for member in members:
-            if text == member:
-                return member
-        near = _near(text, members)
-        if text in list(elsewhere):
-            self.wrong(key, f"{_shown(text)} is not kept by this version", right)
-        else:
-            right = f'do you mean "{near}"?' if near else right
-            self.wrong(key, f"{_shown(text)} is not known", right)
-        return default
-
-    def table(self, key: str, right: str) -> _Table:
-        values = self.get(key, dict, right) or {}
-        return _Table(values, (*self._path, key), self._lines, self._problems)
-
-    def tables(self, key: str, right: str) -> Iterable[_Table]:
-        for at, item in enumerate(self.get(key, list, f"write a list: [{right}]") or ()):
-            if isinstance(item, dict):
-                yield _Table(item, (*self._path, key, at), self._lines, self._problems)
-            else:
-                self.at(key).wrong(at, f"{_shown(item)} is not a table", f"write {right}")
-
-    def each_table(self, right: str) -> Iterable[tuple[str, _Table]]:
-        for name in self._values:
-            yield name, self.table(name, right)
-
-    def close(self) -> None:
-        """Report the keys that nobody asked for."""
-        for key in self._values:
-            if key not in self._known:
-                near = _near(key, self._known)
-                right = f'do you mean "{near}"?' if near else "known are " + ", ".join(self._known)
-                self.wrong(key, "is not a known key", right)
-
-    def _parse(
-        self, key: str | int, text: str, parser: Callable[[str], _T], right: str
-    ) -> _T | None:
-        try:
-            return parser(text)
-        except ValueError as error:
-            wrong, _, better = str(error).partition("; ")
-            self.wrong(key, f"{_shown(text)} {wrong}", better or right)
-            return None
-
-
-def _policy(root: _Table) -> Policy:
+def _policy(root: Table) -> Policy:
     general = root.table("vnetd", "write a table: [vnetd]")
     enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
     unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
-    resync = general.parsed("resync", _duration, 'write a duration such as "5min"')
+    resync = general.parsed("resync", values.duration, 'write a duration such as "5min"')
     general.close()
     sections = root.table("networks", "write a table per network: [networks.NAME]")
     networks = {}
@@ -253,24 +171,33 @@ def _policy(root: _Table) -> Policy:
     )
 
 
-def _network(name: str, section: _Table) -> NetworkPolicy | None:
+def _network(name: str, section: Table) -> NetworkPolicy | None:
     if problem := _bad_name(name):
         section.wrong(None, problem, "take a name of letters, digits, '-', '_' and '.'")
     mode = section.enum("mode", SUPPORTED_MODES, None, elsewhere=Mode)
     dhcp = section.table("dhcp", "write dhcp.ranges and dhcp.hosts")
     hosts = (_host(entry) for entry in dhcp.tables("hosts", "{ mac = …, name = …, address = … }"))
+    firewall = section.enum("firewall", list(Firewall), Firewall.LIBVIRT)
+    forwards = [_forward(entry) for entry in section.tables("forwards", _A_FORWARD)]
     network = NetworkPolicy(
         name=name,
         mode=mode or Mode.ISOLATED,
-        bridge=section.parsed("bridge", _ifname, "write an interface name of at most 15 letters"),
+        bridge=section.parsed(
+            "bridge", values.ifname, "write an interface name of at most 15 letters"
+        ),
         autostart=section.get("autostart", bool, "write true or false") is not False,
-        addresses=section.list("addresses", _address, '"ADDRESS/PREFIX"'),
-        ranges=dhcp.list("ranges", _range, '"FIRST-LAST"'),
+        addresses=section.list("addresses", values.address, '"ADDRESS/PREFIX"'),
+        ranges=dhcp.list("ranges", values.dhcp_range, '"FIRST-LAST"'),
         hosts=tuple(host for host in hosts if host is not None),
-        domain=section.parsed("domain", _domain, 'write a DNS name such as "lab.example"'),
-        mac=section.parsed("mac", _mac, 'write a unicast address such as "52:54:00:12:34:56"'),
+        domain=section.parsed("domain", values.domain, 'write a DNS name such as "lab.example"'),
+        mac=section.parsed(
+            "mac", values.mac, 'write a unicast address such as "52:54:00:12:34:56"'
+        ),
         mtu=section.get("mtu", int, "write a number of bytes from 68 to 65535"),
         stp=section.get("stp", bool, "write true or false"),
+        guard=section.get("guard", bool, "write true or false") is not False,
+        firewall=firewall or Firewall.LIBVIRT,
+        forwards=tuple(item for item in forwards if item is not None),
     )
     dhcp.close()
     section.close()
@@ -280,11 +207,13 @@ def _network(name: str, section: _Table) -> NetworkPolicy | None:
     return network
 
 
-def _host(entry: _Table) -> DhcpHost | None:
-    host_address = entry.parsed("address", _host_address, 'write an address such as "10.77.0.20"')
-    mac = entry.parsed("mac", _mac, 'write a unicast address such as "52:54:00:12:34:56"')
-    duid = entry.parsed("id", _duid, 'write a DUID such as "0:1:0:1:18:aa:62:fe:0:16:3e:44"')
-    name = entry.parsed("name", _host_name, 'write a host name such as "web"')
+def _host(entry: Table) -> DhcpHost | None:
+    host_address = entry.parsed(
+        "address", values.host_address, 'write an address such as "10.77.0.20"'
+    )
+    mac = entry.parsed("mac", values.mac, 'write a unicast address such as "52:54:00:12:34:56"')
+    duid = entry.parsed("id", values.duid, 'write a DUID such as "0:1:0:1:18:aa:62:fe:0:16:3e:44"')
+    name = entry.parsed("name", values.host_name, 'write a host name such as "web"')
     entry.close()
     if host_address is None:
         if "address" not in entry:
@@ -297,9 +226,52 @@ def _host(entry: _Table) -> DhcpHost | None:
     return DhcpHost(address=host_address, mac=mac, id=duid, name=name)
 
 
-def _check_network(network: NetworkPolicy, section: _Table, dhcp: _Table) -> None:
+def _forward(entry: Table) -> Forward | None:
+    protocol = entry.enum("protocol", list(Protocol), None)
+    ports = entry.number_or_text("port", values.ports, 'write 8080 or a range: "8000-8010"')
+    to = entry.parsed("to", values.target, 'write "ADDRESS:PORT" or "DOMAIN:PORT"')
+    sources = entry.list("sources", values.subnet, '"192.0.2.0/24"')
+    entry.close()
+    for key in ("port", "to"):
+        if key not in entry:
+            entry.wrong(key, "is missing", f"write {_A_FORWARD}")
+    if protocol is None or ports is None or to is None:
+        return None
+    host, to_port = to
+    if to_port is not None and ports[0] != ports[1]:
+        entry.wrong("to", "names one port for several", "leave the port out: each keeps its own")
+    for source in sources:
+        if not isinstance(host, str) and source.version != host.version:
+            entry.wrong("sources", f'"{source}" and "{host}" are of two families', "write one")
+    return Forward(protocol, ports, host, to_port, sources)
+
+
+def _check_firewall(network: NetworkPolicy, section: Table) -> None:
+    own = network.firewall is Firewall.VNETD
+    if own and network.mode is not Mode.NAT:
+        right = "leave it out: libvirt's rules are vnetd's only with mode = \"nat\""
+        section.wrong("firewall", f'"vnetd" has no meaning with mode = "{network.mode}"', right)
+    if "guard" in section and network.mode not in (Mode.NAT, Mode.ISOLATED):
+        right = "leave it out: there is nothing to guard"
+        section.wrong("guard", f'has no meaning with mode = "{network.mode}"', right)
+    if own and not network.guard:
+        section.wrong("guard", 'cannot be off with firewall = "vnetd"', "leave it out")
+    if network.forwards and not own:
+        right = 'write firewall = "vnetd": libvirt\'s own rules would reject it'
+        section.wrong("forwards", "has no effect beside libvirt's firewall", right)
+    for at, forward in enumerate(network.forwards):
+        if not isinstance(forward.to, str) and not any(
+            forward.to in address.network for address in network.addresses
+        ):
+            known = ", ".join(str(address.network) for address in network.addresses)
+            wrong = f'"{forward.to}" is not in a subnet of the network'
+            section.at("forwards").wrong(at, wrong, f"take an address from {known}")
+
+
+def _check_network(network: NetworkPolicy, section: Table, dhcp: Table) -> None:
     """What can only be judged with the whole network at hand."""
     mode = network.mode
+    _check_firewall(network, section)
     if mode is Mode.BRIDGE:
         if "bridge" not in section:
             section.wrong("bridge", "is missing", "name the host bridge that guests are put on")
@@ -320,7 +292,7 @@ def _check_network(network: NetworkPolicy, section: _Table, dhcp: _Table) -> Non
     _check_dhcp(network, dhcp)
 
 
-def _check_dhcp(network: NetworkPolicy, dhcp: _Table) -> None:
+def _check_dhcp(network: NetworkPolicy, dhcp: Table) -> None:
     served: set[Address] = set()
     own = {address.ip for address in network.addresses}
 
@@ -337,16 +309,16 @@ def _check_dhcp(network: NetworkPolicy, dhcp: _Table) -> None:
             list_of_ranges.wrong(at, f'"{item}" is not in a subnet of the network', right)
             continue
         served.add(home)
-        inside = [ip for ip in own if item.start.version == ip.version and _within(ip, item)]
+        inside = [ip for ip in own if item.start.version == ip.version and values.within(ip, item)]
         if inside:
             right = f"leave {inside[0]} out of the range: it is the host's own"
             list_of_ranges.wrong(at, f'"{item}" contains the address {inside[0]}', right)
-        edges = _edges(home)
-        if any(_within(edge, item) for edge in edges):
+        edges = values.edges(home)
+        if any(values.within(edge, item) for edge in edges):
             right = f"leave {edges[0]} and {edges[-1]} out of it"
             list_of_ranges.wrong(at, f'"{item}" contains network or broadcast address', right)
         for before in network.ranges[:at]:
-            if before.start.version == item.start.version and _overlap(item, before):
+            if before.start.version == item.start.version and values.overlap(item, before):
                 list_of_ranges.wrong(at, f'"{item}" overlaps "{before}"', "join or separate them")
     for at, host in enumerate(network.hosts):
         list_of_hosts = dhcp.at("hosts")
@@ -376,7 +348,7 @@ def _host_keys(host: DhcpHost) -> list[object]:
     return [key for key in (host.address, host.mac, host.id) if key is not None]
 
 
-def _check_together(networks: Mapping[str, NetworkPolicy], sections: _Table) -> None:
+def _check_together(networks: Mapping[str, NetworkPolicy], sections: Table) -> None:
     for one, two in combinations(networks.values(), 2):
         both_own = one.mode.has_own_bridge and two.mode.has_own_bridge
         if (
@@ -389,6 +361,12 @@ def _check_together(networks: Mapping[str, NetworkPolicy], sections: _Table) -> 
         if one.mac is not None and one.mac == two.mac:
             wrong = f'"{two.mac}" is the MAC address of networks.{one.name} already'
             sections.at(two.name).wrong("mac", wrong, "give each network its own")
+    ports = [(network, item) for network in networks.values() for item in network.forwards]
+    for (one, before), (two, after) in combinations(ports, 2):
+        low, high = max(before.ports[0], after.ports[0]), min(before.ports[1], after.ports[1])
+        if before.protocol == after.protocol and low <= high and not before.sources:
+            wrong = f"{after.protocol} port {low} is forwarded by networks.{one.name} already"
+            sections.at(two.name).wrong("forwards", wrong, "forward each port once")
     owned = [(network, address) for network in networks.values() for address in network.addresses]
     for (one, first), (two, second) in combinations(owned, 2):
         if first.version == second.version and first.network.overlaps(second.network):
@@ -399,109 +377,12 @@ def _check_together(networks: Mapping[str, NetworkPolicy], sections: _Table) -> 
 
 def _bad_name(name: str) -> str | None:
     if not name or name in (".", "..") or name.startswith("-"):
-        return f"{_shown(name)} cannot be a network's name"
+        return f"{shown(name)} cannot be a network's name"
     if len(name.encode()) > 200:
         return "the name is longer than 200 bytes"
     if "/" in name or not name.isprintable():
-        return f"{_shown(name)} holds a slash or an unprintable character"
+        return f"{shown(name)} holds a slash or an unprintable character"
     return None
-
-
-def _duration(text: str) -> float:
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("is not a duration")
-    seconds = int(match[1]) * _SECONDS[match[2]]
-    if not 10 <= seconds <= 86400:
-        raise ValueError('is out of range; write 10s to 24h, such as "5min"')
-    return float(seconds)
-
-
-def _ifname(text: str) -> IfName:
-    if not _IFNAME.fullmatch(text):
-        raise ValueError("is not an interface name")
-    return IfName(text)
-
-
-def _address(text: str) -> Address:
-    try:
-        address = ip_interface(text)
-    except ValueError:
-        raise ValueError("is not an address with prefix length") from None
-    if "/" not in text:
-        guess = "24" if address.version == 4 else "64"
-        raise ValueError(f'has no prefix length; write "{text}/{guess}"')
-    if address.network.num_addresses < 4:
-        raise ValueError("leaves no address for guests; write a shorter prefix")
-    if address.ip in _edges(address):
-        first = address.network.network_address + 1
-        what = "the network itself" if address.ip == _edges(address)[0] else "the broadcast address"
-        raise ValueError(f'is {what}; write "{first}/{address.network.prefixlen}"')
-    if address.is_multicast or address.is_loopback or address.is_unspecified:
-        raise ValueError("cannot be a bridge's address; take a private one")
-    return address
-
-
-def _host_address(text: str) -> HostAddress:
-    try:
-        return ip_address(text)
-    except ValueError:
-        raise ValueError("is not an IP address") from None
-
-
-def _edges(address: Address) -> tuple[HostAddress, ...]:
-    """Addresses that no host may have: IPv6 has no broadcast (RFC 4291)."""
-    network = address.network
-    if isinstance(address, IPv4Interface):
-        return (network.network_address, network.broadcast_address)
-    return (network.network_address,)
-
-
-def _range(text: str) -> DhcpRange:
-    first, dash, last = text.partition("-")
-    if not dash:
-        raise ValueError('is not a range; write "FIRST-LAST"')
-    start, end = _host_address(first.strip()), _host_address(last.strip())
-    if start.version != end.version:
-        raise ValueError("mixes IPv4 and IPv6; write both ends alike")
-    if int(end) < int(start):
-        raise ValueError(f'ends before it starts; write "{end}-{start}"')
-    return DhcpRange(start, end)
-
-
-def _mac(text: str) -> str:
-    mac = text.lower()
-    if not _MAC.fullmatch(mac):
-        raise ValueError("is not a MAC address")
-    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ValueError("is not a unicast address")
-    return mac
-
-
-def _duid(text: str) -> str:
-    if not _DUID.fullmatch(text):
-        raise ValueError("is not a DUID")
-    return text.lower()
-
-
-def _domain(text: str) -> str:
-    if len(text) > 253 or not all(_LABEL.fullmatch(label) for label in text.split(".")):
-        raise ValueError("is not a DNS name")
-    return text
-
-
-def _host_name(text: str) -> str:
-    if not _LABEL.fullmatch(text):
-        raise ValueError("is not a host name")
-    return text
-
-
-def _within(address: HostAddress, item: DhcpRange) -> bool:
-    return int(item.start) <= int(address) <= int(item.end)
-
-
-def _overlap(one: DhcpRange, two: DhcpRange) -> bool:
-    return int(one.start) <= int(two.end) and int(two.start) <= int(one.end)
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -517,40 +398,3 @@ def _value(document: Any, path: Path) -> Any:
     for part in path:
         document = document[part]
     return document
-
-
-_KINDS: Mapping[type, str] = {
-    str: "a text",
-    int: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
-
-
-def _one_of(members: Iterable[StrEnum]) -> str:
-    return "write one of " + ", ".join(f'"{member}"' for member in members)
-
-
-def _near(word: str, known: Sequence[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    text = text if text.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def dotted(path: Path) -> str:
-    """A key as a policy writes it: networks.lab.dhcp.hosts[2]."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            bare = re.fullmatch(r"[A-Za-z0-9_-]+", part)
-            text += ("." if text else "") + (part if bare else f'"{part}"')
-    return text

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vnetd.core import diff as d
-from vnetd.core.model import Definition, Observed, State, World, network_object
+from vnetd.core import guarding
+from vnetd.core.model import Definition, Held, Mode, Observed, State, World, network_object
 from vnetd.core.policy import Enforcement, Policy
 
 
@@ -30,6 +31,8 @@ class NetworkStatus:
     active: bool
     autostart: bool
     addresses: tuple[str, ...]
+    guard: str
+    """ "on", "off" or "" for a mode in which there is nothing to guard."""
     drift: tuple[str, ...]
     reasons: tuple[str, ...]
 
@@ -41,6 +44,7 @@ class Status:
     reasons: tuple[str, ...]
     libvirt: str
     firewall: str
+    guard: str
     networks: Mapping[str, NetworkStatus]
 
 
@@ -79,6 +83,7 @@ def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances
             active=have.live is not None if have else False,
             autostart=have.autostart if have else False,
             addresses=tuple(str(a) for a in definition.addresses) if definition else (),
+            guard=_guard(policy, observed, definition),
             drift=drift,
             reasons=reasons,
         )
@@ -91,6 +96,7 @@ def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances
         reasons=tuple(troubles),
         libvirt=libvirt.version if libvirt else "",
         firewall=str(world or ""),
+        guard=_GUARD[observed.guard.held if observed.guard else None],
         networks=networks,
     )
 
@@ -137,7 +143,28 @@ def _kept(policy: Policy, network: str) -> Kept:
     return Kept.PROTECTED if d.is_kept(policy, network) else Kept.IGNORED
 
 
+_GUARD = {
+    None: "",
+    Held.PERSISTENT: "owner, persist",
+    Held.OWNED: "owner; it goes when vnetd stops, for this kernel is older than 6.9",
+    Held.OPEN: "open to others, for this kernel is older than 5.12",
+}
+
+
+def _guard(policy: Policy, observed: Observed, definition: Definition | None) -> str:
+    if definition is None or observed.guard is None or observed.libvirt is None:
+        return ""
+    name = definition.name
+    on = d.is_kept(policy, name) and guarding.is_guarded(policy, observed.libvirt, definition)
+    return ("on" if on else "off") if _mode(policy, name, definition) in _GUARDED else ""
+
+
+_GUARDED = (Mode.NAT, Mode.ISOLATED)
+
+
 def _mode(policy: Policy, network: str, definition: Definition | None) -> str:
-    if definition is not None:
+    want = policy.networks.get(network)
+    if definition is not None and (want is None or definition.mode is not want.libvirts_mode):
         return definition.mode
-    return policy.networks[network].mode
+    assert want is not None, "a network is known from libvirt or from the policy"
+    return want.mode

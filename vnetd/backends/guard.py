@@ -1,0 +1,182 @@
+"""The guard's table in the kernel: read, written in one transaction, and held by a socket.
+
+The kernel lets only the owner's socket write to the table (since Linux 5.12), and keeps it when
+the owner has gone (since 6.9): a vnetd that comes back adopts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+
+from vnetd.backends import guard_messages as codec
+from vnetd.backends import netlink, process
+from vnetd.backends.base import Poke
+from vnetd.core.model import Cause, GuardTable, Held, Observed, Source
+from vnetd.core.plan import Action, WriteGuard
+from vnetd.core.rules.guard import TABLE
+from vnetd.errors import BackendError
+
+_FLAGS = {
+    Held.PERSISTENT: codec.OWNER | codec.PERSIST,
+    Held.OWNED: codec.OWNER,
+    Held.OPEN: 0,
+}
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+
+
+class Guard:
+    source = Source.GUARD
+    actions: tuple[type[Action], ...] = (WriteGuard,)
+
+    def __init__(self) -> None:
+        self._socket = netlink.open_nftables()
+        self._port: int = self._socket.getsockname()[0]
+        self._possible = tuple(_FLAGS)
+        self._open_to_all = asyncio.Event()
+
+    async def observe(self, observed: Observed) -> Observed:
+        try:
+            return replace(observed, guard=self._look())
+        except OSError as error:
+            raise _failed(error) from error
+
+    async def apply(self, action: Action) -> None:
+        assert isinstance(action, WriteGuard), action
+        try:
+            await asyncio.to_thread(self._write, action)  # of thousands of rules, it takes a while
+        except OSError as error:
+            raise _failed(error) from error
+
+    async def watch(self, poke: Poke) -> None:
+        """Only a table without an owner can be changed by others."""
+        await self._open_to_all.wait()
+        generations = netlink.Generations()
+
+        def on_data(data: bytes | None) -> None:
+            if data is None:
+                poke(self.source, reason="nf_tables events were lost")
+                return
+            for generation in generations.feed(data):
+                if (codec.INET, TABLE) in generation.tables and generation.pid != os.getpid():
+                    parents = process.ancestors(generation.pid, generation.process)
+                    cause = Cause(generation.process, generation.pid, parents or ())
+                    poke(self.source, reason="the guard was changed", cause=cause)
+
+        await netlink.listen(netlink.open_nftables_events(), on_data)
+
+    def remove(self) -> None:
+        """Take the table away, which nobody else can. Raises BackendError."""
+        try:
+            seen = self._look()
+            if seen is not None and seen.held is not None:
+                self._transact(codec.make_table(_FLAGS[seen.held]), codec.delete_table())
+        except OSError as error:
+            raise _failed(error) from error
+
+    def _write(self, action: WriteGuard) -> None:
+        for held in self._possible:
+            seen = self._look()
+            try:
+                self._transact(*self._steps(action, held, seen))
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED or held is self._possible[-1]:
+                    raise
+            else:
+                self._possible = (held,)
+                if held is Held.OPEN:
+                    self._open_to_all.set()
+                return
+
+    def _steps(self, action: WriteGuard, held: Held, seen: GuardTable | None) -> Iterator[bytes]:
+        table, present = dict(action.table), seen.chains if seen else {}
+        if seen is not None and seen.held is held:
+            if not seen.mine:
+                yield codec.make_table(_FLAGS[held])  # which makes it ours
+            wanted = {name: table.get(name, ()) for name in action.chains}
+        else:
+            if seen is not None and seen.held is not None:
+                yield codec.make_table(_FLAGS[seen.held])
+                yield codec.delete_table()
+            yield codec.make_table(_FLAGS[held])
+            wanted, present = table, {}
+        if table:
+            yield from codec.replace_chains(wanted, present)
+        else:
+            yield codec.delete_table()
+
+    # -- the socket
+
+    def _look(self) -> GuardTable | None:
+        """None: a kernel without nf_tables."""
+        try:
+            tables = [codec.table_of(body) for body in self._ask(codec.ask_for_tables())]
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return None
+            raise
+        own = next((item for item in tables if item[0] == (codec.INET, TABLE)), None)
+        if own is None:
+            return GuardTable(held=None, mine=False)
+        _, flags, owner = own
+        chains: dict[str, list[str]] = {}
+        for body in self._ask(codec.ask_for_rules()):
+            chain, digest = codec.rule_of(body)
+            chains.setdefault(chain, []).append(digest)
+        # Of a table that has lost its owner the kernel keeps PERSIST alone.
+        held = Held.PERSISTENT if flags & codec.PERSIST else Held.OPEN
+        if flags == codec.OWNER:
+            held = Held.OWNED
+        return GuardTable(
+            held=held,
+            mine=held is Held.OPEN or owner == self._port,
+            chains={chain: tuple(digests) for chain, digests in chains.items()},
+        )
+
+    def _ask(self, question: bytes) -> list[bytes]:
+        """Of a dump, the body of each message."""
+        self._socket.send(question)
+        bodies: list[bytes] = []
+        while True:
+            for kind, body in netlink.messages(self._socket.recv(1 << 20)):
+                if kind == _NLMSG_DONE:
+                    return bodies
+                if kind == _NLMSG_ERROR:
+                    _check(body)
+                bodies.append(body)
+
+    def _transact(self, *steps: bytes) -> None:
+        """Raises OSError with what the kernel says of the first step that it refuses."""
+        self._socket.send(codec.transaction(steps))
+        refused: OSError | None = None
+        while True:
+            # The answers are there when send() returns.
+            try:
+                data = self._socket.recv(1 << 20)
+            except BlockingIOError:
+                break
+            for kind, body in netlink.messages(data):
+                if kind == _NLMSG_ERROR and refused is None:
+                    try:
+                        _check(body)
+                    except OSError as error:
+                        refused = error
+        if refused is not None:
+            raise refused
+
+
+def _check(body: bytes) -> None:
+    (code,) = struct.unpack_from("=i", body)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _failed(error: OSError) -> BackendError:
+    if error.errno == errno.EPERM:
+        return BackendError(f"table inet {TABLE}: another process owns it, or CAP_NET_ADMIN lacks")
+    return BackendError(f"table inet {TABLE}: {error.strerror}")

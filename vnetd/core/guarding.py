@@ -1,0 +1,106 @@
+"""What the guard must hold: the networks that it guards, and what others let through."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from vnetd.core.model import (
+    Chain,
+    Definition,
+    GuardTable,
+    HostAddress,
+    Libvirt,
+    Mode,
+    Ruleset,
+)
+from vnetd.core.policy import Firewall, NetworkPolicy, Policy
+from vnetd.core.rules import exceptions, guard
+
+_GUARDED_MODES = (Mode.NAT, Mode.ISOLATED)
+
+
+def wanted(
+    policy: Policy,
+    libvirt: Libvirt,
+    kept: Sequence[Definition],
+    own: Mapping[Chain, tuple[str, ...]] | None,
+    right: Ruleset | None,
+) -> guard.Table:
+    """kept: the running networks. own: libvirt's rules. right: the firewall when it was last right,
+    for a flush also takes the rules away that somebody had put in front of libvirt's.
+    """
+    guarded = [item for live in kept if (item := _guarded(policy, libvirt, live)) is not None]
+    beside = [item.definition.bridge for item in guarded if not item.alone]
+    bridges = [bridge for bridge in beside if bridge is not None]
+    if right is None or not own or not bridges:
+        return guard.table(guarded)
+    return guard.table(
+        guarded,
+        exceptions.passed(right, own, bridges),
+        exceptions.untranslated(right, own, bridges),
+    )
+
+
+def is_guarded(policy: Policy, libvirt: Libvirt, network: Definition) -> bool:
+    return _guarded(policy, libvirt, network) is not None
+
+
+def _guarded(policy: Policy, libvirt: Libvirt, live: Definition) -> guard.Guarded | None:
+    want = policy.networks.get(live.name)
+    if live.bridge is None:
+        return None
+    if want is not None and want.firewall is Firewall.VNETD:
+        if live.mode is not Mode.OPEN:
+            return None  # not restarted yet: libvirt's own rules stand
+        meant = replace(live, mode=want.mode)
+        return guard.Guarded(meant, alone=True, forwards=tuple(_forwards(want, libvirt)))
+    if live.mode not in _GUARDED_MODES or (want is not None and not want.guard):
+        return None
+    return guard.Guarded(live)
+
+
+def _forwards(want: NetworkPolicy, libvirt: Libvirt) -> Iterator[guard.Forward]:
+    for forward in want.forwards:
+        if isinstance(forward.to, str):
+            addresses = _addresses(want, forward.to, libvirt)
+        else:
+            addresses = [forward.to]
+        for address in addresses:
+            sources = [item for item in forward.sources if item.version == address.version]
+            if forward.sources and not sources:
+                continue
+            yield guard.Forward(
+                protocol=forward.protocol,
+                ports=forward.ports,
+                to=str(address),
+                to_port=forward.to_port,
+                sources=tuple(str(source) for source in sources),
+            )
+
+
+def unreachable(want: NetworkPolicy, libvirt: Libvirt) -> list[str]:
+    """Domains that a port is forwarded to, and that have no address now."""
+    domains = {forward.to for forward in want.forwards if isinstance(forward.to, str)}
+    return sorted(domain for domain in domains if not _addresses(want, domain, libvirt))
+
+
+def _addresses(want: NetworkPolicy, domain: str, libvirt: Libvirt) -> list[HostAddress]:
+    """One of each family: the reservation of its MAC, else its lease."""
+    macs = [t.mac for t in libvirt.taps if t.domain == domain and t.network == want.name]
+    reserved = [host.address for host in want.hosts if host.mac in macs]
+    leased = [lease.address for lease in libvirt.leases if lease.mac in macs]
+    found: dict[int, HostAddress] = {}
+    for address in (*reserved, *leased):
+        found.setdefault(address.version, address)
+    return list(found.values())
+
+
+def missing(table: guard.Table, seen: GuardTable) -> dict[str, int]:
+    """Network → how many of its rules the kernel lacks."""
+    found: Counter[str] = Counter()
+    for chain, rules in table.items():
+        have = set(seen.chains.get(chain, ()))
+        found.update(rule.network for rule in rules if rule.network and rule.digest not in have)
+    return dict(found)

@@ -1,0 +1,145 @@
+"""What somebody has put in front of libvirt's iptables rules: accepts that let traffic through
+which libvirt would reject, or that leave it without NAT.
+
+The guard stands behind libvirt's rules and sees no verdict of theirs, so it must be told. Where a
+rule says more than can be told (a set, a limit, a mark), that part is left out: the exception is
+then wider than the rule, and costs protection rather than packets.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
+
+from vnetd.core.model import Chain, Family, Ruleset
+from vnetd.core.rules.guard import PROTOCOLS, Exception_, Key, Match
+
+Own = Mapping[Chain, tuple[str, ...]]
+
+_TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
+_MOST_JUMPS = 16
+_KEYS = {
+    Family.IPV4: {
+        "-i": Key.IIFNAME,
+        "-o": Key.OIFNAME,
+        "-s": Key.IP_SADDR,
+        "-d": Key.IP_DADDR,
+        "-p": Key.PROTOCOL,
+        "--sport": Key.SPORT,
+        "--dport": Key.DPORT,
+    },
+    Family.IPV6: {
+        "-i": Key.IIFNAME,
+        "-o": Key.OIFNAME,
+        "-s": Key.IP6_SADDR,
+        "-d": Key.IP6_DADDR,
+        "-p": Key.PROTOCOL,
+        "--sport": Key.SPORT,
+        "--dport": Key.DPORT,
+    },
+}
+_OF_FAMILY = frozenset((Key.IP_SADDR, Key.IP_DADDR, Key.IP6_SADDR, Key.IP6_DADDR))
+
+
+def passed(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Exception_]:
+    """Forwarded traffic of these bridges that is accepted before libvirt's last word on it."""
+    found: list[Exception_] = []
+    for family in Family:
+        for name in ("FORWARD", "LIBVIRT_FWX", "LIBVIRT_FWI", "LIBVIRT_FWO"):
+            found += _accepts(ruleset, own, Chain(family, "filter", name), "LIBVIRT_FWO")
+    return [matches for matches in dict.fromkeys(found) if _concerns(matches, bridges)]
+
+
+def untranslated(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Exception_]:
+    """Traffic that is accepted before libvirt's NAT rules, and so leaves as it is."""
+    found: list[Exception_] = []
+    for family in Family:
+        for name in ("POSTROUTING", "LIBVIRT_PRT"):
+            found += _accepts(ruleset, own, Chain(family, "nat", name), "LIBVIRT_PRT")
+    return [matches for matches in dict.fromkeys(found) if _concerns(matches, bridges)]
+
+
+def _accepts(
+    ruleset: Ruleset, own: Own, chain: Chain, stop: str, outer: Exception_ = (), depth: int = 0
+) -> Iterator[Exception_]:
+    """Up to the jump to the chain stop. own: libvirt's rules, which are no exceptions."""
+    libvirts = frozenset(own.get(chain, ()))
+    for rule in ruleset.chains.get(chain, ()):
+        target = _target(rule)
+        if rule in libvirts:
+            if target == stop:
+                return
+            continue
+        inner = Chain(chain.family, chain.table, target)
+        if target != "ACCEPT" and inner not in ruleset.chains:
+            continue
+        matches = _read(rule, chain.family)
+        if matches is None:
+            continue
+        if target == "ACCEPT":
+            yield _of_family((*outer, *matches), chain.family)
+        elif depth < _MOST_JUMPS:
+            yield from _accepts(ruleset, own, inner, stop, (*outer, *matches), depth + 1)
+
+
+def _target(rule: str) -> str:
+    found = _TARGET.findall(rule)
+    return found[-1] if found else ""
+
+
+def _read(rule: str, family: Family) -> Exception_ | None:
+    """What can be told of it. None: it accepts no flow's first packet, and all others pass anyway,
+    as do those that somebody has translated.
+    """
+    found: list[Match] = []
+    negated = False
+    words = shlex.split(rule)
+    for word, value in pairwise([*words, ""]):
+        if word in ("--ctstate", "--state") and not negated:
+            if not set(value.split(",")) & {"NEW", "INVALID", "UNTRACKED"}:
+                return None
+        elif word in _KEYS[family]:
+            found += _told(Match(_KEYS[family][word], _value(word, value), negated))
+        negated = word == "!"
+    with_ports = {m.value for m in found if m.key is Key.PROTOCOL and not m.negated}
+    if not with_ports & {"tcp", "udp", "sctp"}:
+        found = [m for m in found if m.key not in (Key.SPORT, Key.DPORT)]
+    return tuple(found)
+
+
+def _told(match: Match) -> list[Match]:
+    anything = match.value == "*" if match.key in (Key.IIFNAME, Key.OIFNAME) else False
+    unknown = match.key is Key.PROTOCOL and match.value not in PROTOCOLS
+    return [] if anything or unknown else [match]
+
+
+def _value(word: str, value: str) -> str:
+    if word in ("-i", "-o"):
+        return f"{value[:-1]}*" if value.endswith("+") else value
+    if word in ("--sport", "--dport"):
+        return value.replace(":", "-")
+    return value.removesuffix("/32").removesuffix("/128") if word in ("-s", "-d") else value
+
+
+def _of_family(matches: Exception_, family: Family) -> Exception_:
+    """A match that says nothing of its family would hold for both."""
+    if any(match.key in _OF_FAMILY for match in matches):
+        return matches
+    return (Match(Key.FAMILY, "ipv4" if family is Family.IPV4 else "ipv6"), *matches)
+
+
+def _concerns(matches: Exception_, bridges: Collection[str]) -> bool:
+    """Whether traffic into or out of one of the bridges can meet it."""
+    return any(
+        _can_be(matches, key, bridge) for bridge in bridges for key in (Key.IIFNAME, Key.OIFNAME)
+    )
+
+
+def _can_be(matches: Exception_, key: Key, name: str) -> bool:
+    return all(match.negated is not _is(match.value, name) for match in matches if match.key is key)
+
+
+def _is(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
