@@ -416,7 +416,7 @@ def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
             if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
                 continue
             raise
-        for lease in leases:
+        for lease in sorted(leases, key=lambda lease: -lease["expirytime"]):
             if lease["mac"]:
                 found.append(Lease(name, lease["mac"].lower(), ip_address(lease["ipaddr"])))
     return tuple(found)

@@ -80,12 +80,6 @@ def _forwards(want: NetworkPolicy, libvirt: Libvirt) -> Iterator[guard.Forward]:
             )
 
 
-def unreachable(want: NetworkPolicy, libvirt: Libvirt) -> list[str]:
-    """Domains that a port is forwarded to, and that have no address now."""
-    domains = {forward.to for forward in want.forwards if isinstance(forward.to, str)}
-    return sorted(domain for domain in domains if not _addresses(want, domain, libvirt))
-
-
 def _addresses(want: NetworkPolicy, domain: str, libvirt: Libvirt) -> list[HostAddress]:
     """One of each family: the reservation of its MAC, else its lease."""
     macs = [t.mac for t in libvirt.taps if t.domain == domain and t.network == want.name]

@@ -152,7 +152,7 @@ class Libvirt:
     networks: Mapping[str, Network]
     taps: tuple[Tap, ...] = ()
     leases: tuple[Lease, ...] = ()
-    """Of the networks in Observed.followed."""
+    """Of the networks in Observed.followed, the newest of each first."""
     lost_chains: bool = False
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
 

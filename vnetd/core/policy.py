@@ -178,7 +178,8 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
     dhcp = section.table("dhcp", "write dhcp.ranges and dhcp.hosts")
     hosts = (_host(entry) for entry in dhcp.tables("hosts", "{ mac = …, name = …, address = … }"))
     firewall = section.enum("firewall", list(Firewall), Firewall.LIBVIRT)
-    forwards = [_forward(entry) for entry in section.tables("forwards", _A_FORWARD)]
+    addresses = section.list("addresses", values.address, '"ADDRESS/PREFIX"')
+    forwards = [_forward(entry, addresses) for entry in section.tables("forwards", _A_FORWARD)]
     network = NetworkPolicy(
         name=name,
         mode=mode or Mode.ISOLATED,
@@ -186,7 +187,7 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
             "bridge", values.ifname, "write an interface name of at most 15 letters"
         ),
         autostart=section.get("autostart", bool, "write true or false") is not False,
-        addresses=section.list("addresses", values.address, '"ADDRESS/PREFIX"'),
+        addresses=addresses,
         ranges=dhcp.list("ranges", values.dhcp_range, '"FIRST-LAST"'),
         hosts=tuple(host for host in hosts if host is not None),
         domain=section.parsed("domain", values.domain, 'write a DNS name such as "lab.example"'),
@@ -226,7 +227,7 @@ def _host(entry: Table) -> DhcpHost | None:
     return DhcpHost(address=host_address, mac=mac, id=duid, name=name)
 
 
-def _forward(entry: Table) -> Forward | None:
+def _forward(entry: Table, addresses: Sequence[Address]) -> Forward | None:
     protocol = entry.enum("protocol", list(Protocol), None)
     ports = entry.number_or_text("port", values.ports, 'write 8080 or a range: "8000-8010"')
     to = entry.parsed("to", values.target, 'write "ADDRESS:PORT" or "DOMAIN:PORT"')
@@ -243,6 +244,10 @@ def _forward(entry: Table) -> Forward | None:
     for source in sources:
         if not isinstance(host, str) and source.version != host.version:
             entry.wrong("sources", f'"{source}" and "{host}" are of two families', "write one")
+    if not isinstance(host, str) and not any(host in address.network for address in addresses):
+        known = ", ".join(str(address.network) for address in addresses) or "addresses"
+        wrong = f'"{host}" is not in a subnet of the network'
+        entry.wrong("to", wrong, f"take an address from {known}")
     return Forward(protocol, ports, host, to_port, sources)
 
 
@@ -259,13 +264,6 @@ def _check_firewall(network: NetworkPolicy, section: Table) -> None:
     if network.forwards and not own:
         right = 'write firewall = "vnetd": libvirt\'s own rules would reject it'
         section.wrong("forwards", "has no effect beside libvirt's firewall", right)
-    for at, forward in enumerate(network.forwards):
-        if not isinstance(forward.to, str) and not any(
-            forward.to in address.network for address in network.addresses
-        ):
-            known = ", ".join(str(address.network) for address in network.addresses)
-            wrong = f'"{forward.to}" is not in a subnet of the network'
-            section.at("forwards").wrong(at, wrong, f"take an address from {known}")
 
 
 def _check_network(network: NetworkPolicy, section: Table, dhcp: Table) -> None:
