@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _FILE_SETTLE_SECONDS = 0.2
 # systemd must not wait for a libvirtd that does not answer.
 _READY_SECONDS = 2.0
+_GUARD_FD = "guard"
 # A pass that takes longer hangs: the watchdog is then fed no more.
 _LONGEST_PASS_SECONDS = 120.0
 
@@ -74,7 +76,7 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._backends = (Libvirtd(options.connect), Links(), Iptables(), Guard())
+        self._backends = (Libvirtd(options.connect), Links(), Iptables(), self._guard())
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock)
         self._reconciler.observe_only = options.observe
@@ -230,6 +232,17 @@ class _Daemon:
             return History(None)
 
     # -- systemd
+
+    def _guard(self) -> Guard:
+        """systemd keeps its socket, and so the table its owner, while vnetd is restarted."""
+        for fd, name in systemd.listen_fds_with_names().items():
+            if name == _GUARD_FD:
+                kept = socket.socket(fileno=fd)
+                kept.setblocking(False)
+                return Guard(kept)
+        guard = Guard()
+        systemd.notify(f"FDSTORE=1\nFDNAME={_GUARD_FD}\nFDPOLL=0", False, 0, [guard.fileno()])
+        return guard
 
     def _stop(self) -> None:
         systemd.notify("STOPPING=1")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from vnetd.backends import guard_messages as codec
@@ -34,11 +36,15 @@ class Guard:
     source = Source.GUARD
     actions: tuple[type[Action], ...] = (WriteGuard,)
 
-    def __init__(self) -> None:
-        self._socket = netlink.open_nftables()
+    def __init__(self, kept: socket.socket | None = None) -> None:
+        """kept: the socket of an earlier vnetd, which still owns the table."""
+        self._socket = kept or netlink.open_nftables()
         self._port: int = self._socket.getsockname()[0]
         self._possible = tuple(_FLAGS)
         self._open_to_all = asyncio.Event()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     async def observe(self, observed: Observed) -> Observed:
         try:
@@ -69,15 +75,6 @@ class Guard:
                     poke(self.source, reason="the guard was changed", cause=cause)
 
         await netlink.listen(netlink.open_nftables_events(), on_data)
-
-    def remove(self) -> None:
-        """Take the table away, which nobody else can. Raises BackendError."""
-        try:
-            seen = self._look()
-            if seen is not None and seen.held is not None:
-                self._transact(codec.make_table(_FLAGS[seen.held]), codec.delete_table())
-        except OSError as error:
-            raise _failed(error) from error
 
     def _write(self, action: WriteGuard) -> None:
         for held in self._possible:
@@ -140,6 +137,7 @@ class Guard:
 
     def _ask(self, question: bytes) -> list[bytes]:
         """Of a dump, the body of each message."""
+        self._drain()
         self._socket.send(question)
         bodies: list[bytes] = []
         while True:
@@ -153,21 +151,19 @@ class Guard:
     def _transact(self, *steps: bytes) -> None:
         """Raises OSError with what the kernel says of the first step that it refuses."""
         self._socket.send(codec.transaction(steps))
-        refused: OSError | None = None
-        while True:
-            # The answers are there when send() returns.
-            try:
-                data = self._socket.recv(1 << 20)
-            except BlockingIOError:
-                break
-            for kind, body in netlink.messages(data):
-                if kind == _NLMSG_ERROR and refused is None:
-                    try:
-                        _check(body)
-                    except OSError as error:
-                        refused = error
-        if refused is not None:
-            raise refused
+        for kind, body in self._drain():
+            if kind == _NLMSG_ERROR:
+                _check(body)
+
+    def _drain(self) -> list[tuple[int, bytes]]:
+        """What has been answered: all of it, by the time that send() returns. An earlier vnetd may
+        have been killed before it read its own.
+        """
+        found: list[tuple[int, bytes]] = []
+        with suppress(BlockingIOError):
+            while True:
+                found += netlink.messages(self._socket.recv(1 << 20))
+        return found
 
 
 def _check(body: bytes) -> None:
