@@ -36,6 +36,8 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, path: str = _SOCKET) -> None:
         super().__init__()
+        # basicConfig() gives a handler without a format one that repeats level and logger.
+        self.setFormatter(logging.Formatter("%(message)s"))
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)

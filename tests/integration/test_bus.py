@@ -160,6 +160,24 @@ def test_wrong_calls_get_an_error_that_helps(
     assert "Traceback" not in done.stderr
 
 
+def test_a_bus_that_refuses_the_name_is_told_once(box: Hypervisor) -> None:
+    reload = ("busctl", "--system", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus")
+    conf = "/etc/dbus-1/system.d/org.vnetd1.conf"
+    policy = box.path(conf).read_text()
+    box.kill("vnetd")
+    box.write(conf, policy.replace("<allow own", "<deny own"))
+    box.run(*reload, "ReloadConfig")
+    said = len(box.log("vnetd"))
+    box.spawn("vnetd", box.tool("vnetd"))
+    refused = "the bus refuses the name org.vnetd1"
+    box.wait_until(lambda: refused in box.log("vnetd")[said:])
+    # it goes on trying every second
+    assert box.wait_until_quiet("vnetd")[said:].count(refused) == 1
+    box.write(conf, policy)
+    box.run(*reload, "ReloadConfig")
+    box.wait_for_state("converged")
+
+
 def test_pause_changes_nothing_until_resume(box: Hypervisor) -> None:
     good = box.rules()
     assert box.vnetctl("pause", "600").returncode == 0

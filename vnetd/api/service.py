@@ -142,7 +142,12 @@ class Service:
         bus.add_message_handler(self._on_message)
         self._bus = bus
         try:
-            (reply,) = await sysbus.call_bus(bus, "RequestName", "su", [names.BUS_NAME, 0])
+            try:
+                (reply,) = await sysbus.call_bus(bus, "RequestName", "su", [names.BUS_NAME, 0])
+            except sysbus.RemoteError as error:
+                # The bus's own words hold a number that is another one at each try.
+                refused = f"the bus refuses the name {names.BUS_NAME}: {error.name}"
+                raise sysbus.BusError(f"{refused}; is its policy installed and loaded?") from error
             taken = reply == RequestNameReply.IN_QUEUE.value
             wrong = f"the name {names.BUS_NAME} belongs to another process"
             self._trouble("bus", [wrong] if taken else [])

@@ -1,0 +1,413 @@
+"""./dev bench nat: what a flushed firewall costs guests and the host, with vnetd and without.
+
+All contestants take turns in one box on one set of networks, so that whatever else the machine does
+hits them alike. Raw figures are printed as they come; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.lab.hypervisor import WAN, Hypervisor, LabError
+
+FLUSHES = (
+    "iptables -t nat -F",
+    "iptables -F; iptables -X; iptables -t nat -F; iptables -t nat -X",
+    "nft flush ruleset",
+)
+# Not by iptables -D: a lone change may be libvirt at work, so vnetd waits 0.3 s for the next one.
+ONE_RULE = """iptables-restore --noflush <<'EOF'
+*nat
+-D LIBVIRT_PRT -s 10.100.0.0/24 ! -d 10.100.0.0/24 -j MASQUERADE
+COMMIT
+EOF
+"""
+_FIREWALLD_ZONE = Path("/usr/lib/firewalld/zones/libvirt.xml")
+# libvirtd needs about half a second for each network, and longer the more there are.
+_LONGEST_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """policy: a line for each network's section; None: vnetd does not run.
+
+    damage: what is done in place of the flush. heal: what the admin then does.
+    """
+
+    name: str
+    policy: str | None = None
+    damage: str = ""
+    firewalld: bool = False
+    heal: Callable[[Hypervisor], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Figure:
+    networks: int
+    case: str
+    contestant: str
+    trial: int
+    ms: float
+    cpu_ms: float | None = None
+    lost: int | None = None
+    sent: int | None = None
+
+
+def restart_libvirtd(box: Hypervisor) -> None:
+    """As systemctl restart does."""
+    box.kill("libvirtd")
+    box.start_libvirtd()
+
+
+GUARDED = Contestant("vnetd, guard", "guard = true")
+VNETD = Contestant("vnetd", "guard = false")
+LIBVIRTD = Contestant("libvirtd restart", heal=restart_libvirtd)
+FIREWALLD = Contestant("firewalld reload", damage="firewall-cmd --reload", firewalld=True)
+
+
+class Bench:
+    def __init__(self, box: Hypervisor, networks: int, trials: int, only: str) -> None:
+        self.figures: list[Figure] = []
+        self._box = box
+        self._networks = networks
+        self._trials = trials
+        self._only = only
+        self._knows_guard = True
+        self._running = ""
+        self._make_networks()
+        self._guest = box.guest("vb0", "10.100.0.50/24", gateway="10.100.0.1")
+        self._good = self._rules()
+
+    def run(self) -> None:
+        contestants = self._contestants()
+        for flush in FLUSHES:
+            self._compare(flush, [c for c in contestants if not c.firewalld])
+        if FIREWALLD in contestants and self._only in "outage":
+            with self._firewalld():
+                self._compare(FIREWALLD.damage, [c for c in contestants if c is not LIBVIRTD])
+        for flush in FLUSHES[::2]:
+            self._repairs(f"repair after {flush}", flush, records=self._networks)
+        self._repairs("repair of one rule", ONE_RULE, records=1)
+
+    def _contestants(self) -> list[Contestant]:
+        found = [VNETD, LIBVIRTD]
+        self._box.write("/run/box/policy.toml", self._policy(GUARDED))
+        said = self._box.vnetctl("check", "/run/box/policy.toml")
+        self._knows_guard = said.returncode == 0
+        if self._knows_guard:
+            found.insert(0, GUARDED)
+        else:
+            why = (said.stdout + said.stderr).splitlines()[0]
+            print(f"skipped: {GUARDED.name}: {why}")
+        if shutil.which("firewalld") and _FIREWALLD_ZONE.exists():
+            found.append(FIREWALLD)
+        else:
+            print(
+                f"skipped: {FIREWALLD.name}: firewalld, or libvirt's zone for it, is not installed"
+            )
+        return found
+
+    # -- what a guest feels
+
+    def _compare(self, damage: str, contestants: Iterable[Contestant]) -> None:
+        if self._only not in f"outage after {damage}":
+            return
+        for trial in range(self._trials):
+            for contestant in contestants:
+                self._stand(contestant)
+                with self._box.probing(self._guest) as outage:
+                    self._box.attempt("sh", "-c", damage)
+                    contestant.heal(self._box)
+                    # The guest first: reading rules in a loop would slow down who restores them.
+                    self._wait(lambda: self._box.pings(self._guest, WAN))
+                    self._wait(lambda: self._rules() == self._good)
+                if outage.still_out:
+                    raise LabError(f"{contestant.name}: the guest is still out after {damage}")
+                self._tell(
+                    Figure(
+                        self._networks,
+                        f"outage after {damage}",
+                        contestant.name,
+                        trial,
+                        outage.ms,
+                        lost=outage.lost,
+                        sent=outage.sent,
+                    )
+                )
+
+    # -- what it costs the host
+
+    def _repairs(self, case: str, damage: str, records: int) -> None:
+        """vnetd, from its first notice to verified, and the same rules put back by hand."""
+        if self._only not in case:
+            return
+        self._stand(VNETD)
+        before = self._saves()
+        for trial in range(self._trials):
+            self._stand(VNETD)
+            cpu, said = self._vnetd_cpu(), len(self._box.log("vnetd"))
+            self._box.sh(damage)
+            times = self._repair_times(said, records)
+            spent = self._vnetd_cpu() - cpu
+            self._tell(Figure(self._networks, case, VNETD.name, trial, max(times), spent))
+
+            self._stop_vnetd()
+            self._box.sh(damage)
+            restore = "\n".join(
+                f"{command}-restore --noflush <<'EOF'\n{lost(good, bad)}EOF"
+                for command, good, bad in zip(
+                    ("iptables", "ip6tables"), before, self._saves(), strict=True
+                )
+                if lost(good, bad)
+            )
+            self._time(case, "by hand", trial, restore)
+            self._time(case, "reading", trial, "iptables-save; ip6tables-save")
+            if self._rules() != self._good:
+                raise LabError(f"restoring by hand left other rules than there were: {restore}")
+
+    def _repair_times(self, said: int, records: int) -> list[float]:
+        """What vnetd logs, one line for each network, as soon as it does no more."""
+        times: list[float] = []
+
+        def complete() -> bool:
+            found = re.findall(r"repaired in (\d+) ms", self._box.log("vnetd")[said:])
+            times[:] = map(float, found)
+            return len(times) == records
+
+        self._wait(complete)
+        # Answered when what belongs to the pass is over.
+        ping = ("org.vnetd1", "/org/vnetd1", "org.freedesktop.DBus.Peer", "Ping")
+        self._box.run("busctl", "--system", "call", *ping)
+        return times
+
+    def _time(self, case: str, name: str, trial: int, script: str) -> None:
+        ms, cpu = json.loads(self._box.run(sys.executable, "-c", _TIMED, script))
+        self._tell(Figure(self._networks, case, name, trial, ms, cpu))
+
+    def _vnetd_cpu(self) -> float:
+        """Its own and its ended children's, in ms; the kernel rounds to 10."""
+        stat = self._box.run("cat", f"/proc/{self._box.pid('vnetd')}/stat")
+        ticks = sum(map(int, stat.rpartition(")")[2].split()[11:15]))
+        return 1000 * ticks / os.sysconf("SC_CLK_TCK")
+
+    # -- the box
+
+    def _make_networks(self) -> None:
+        began = time.monotonic()
+        for start in range(0, self._networks, 10):
+            numbers = range(start, min(start + 10, self._networks))
+            script = "".join(
+                f"virsh -q net-define /dev/stdin <<'EOF'\n{_network_xml(number)}EOF\n"
+                f"virsh -q net-autostart n{number}\nvirsh -q net-start n{number}\n"
+                for number in numbers
+            )
+            self._box.run("sh", "-e", stdin=script)
+            made = f"{numbers[-1] + 1} of {self._networks} networks"
+            print(f"{made}, {time.monotonic() - began:.0f} s", flush=True)
+
+    def _stand(self, contestant: Contestant) -> None:
+        """Everything as it must be, and this contestant alone on watch."""
+        if contestant.policy is None:
+            self._stop_vnetd()
+        elif self._running != contestant.policy:
+            self._stop_vnetd()
+            policy = self._policy(contestant)
+            self._box.write("/etc/vnetd/vnetd.toml", policy)
+            self._box.spawn("vnetd", self._box.tool("vnetd"))
+            self._wait(lambda: self._box.state() == "converged")
+            self._running = contestant.policy
+        self._wait(lambda: self._rules() == self._good)
+
+    def _stop_vnetd(self) -> None:
+        if self._running:
+            self._box.kill("vnetd")
+            # A guard outlives its vnetd.
+            self._box.attempt("nft", "delete", "table", "inet", "vnetd")
+            self._running = ""
+
+    def _policy(self, contestant: Contestant) -> str:
+        line = contestant.policy if self._knows_guard else ""
+        return "\n".join(
+            f'[networks.n{number}]\nmode = "nat"\nbridge = "vb{number}"\nstp = false\n'
+            f'addresses = ["{_subnet(number)}.1/24"]\n'
+            f'dhcp.ranges = ["{_subnet(number)}.100-{_subnet(number)}.199"]\n{line}\n'
+            for number in range(self._networks)
+        )
+
+    @contextmanager
+    def _firewalld(self) -> Iterator[None]:
+        """Its start and its end flush libvirt's rules; libvirtd heals after the start only."""
+        self._box.spawn("firewalld", "firewalld", "--nofork", "--nopid")
+        self._wait(lambda: self._box.succeeds("firewall-cmd", "--state"))
+        self._wait(lambda: self._rules() == self._good)
+        try:
+            yield
+        finally:
+            self._box.kill("firewalld")
+            restart_libvirtd(self._box)
+            self._wait(lambda: self._rules() == self._good)
+
+    def _saves(self) -> tuple[str, str]:
+        return self._box.run("iptables-save"), self._box.run("ip6tables-save")
+
+    def _rules(self) -> list[str]:
+        """Whatever the order of the networks, which a restart of libvirtd changes."""
+        return sorted(line for line in self._box.rules().splitlines() if line[:3] == "-A ")
+
+    def _wait(self, holds: Callable[[], bool]) -> None:
+        self._box.wait_until(holds, seconds=_LONGEST_SECONDS)
+
+    def _tell(self, figure: Figure) -> None:
+        self.figures.append(figure)
+        more = f", {figure.cpu_ms:.0f} ms CPU" if figure.cpu_ms is not None else ""
+        more += f", lost {figure.lost} of {figure.sent} flows" if figure.lost is not None else ""
+        print(
+            f"  {figure.networks:3} networks, {figure.case}: {figure.contestant}: "
+            f"{figure.ms:.1f} ms{more}",
+            flush=True,
+        )
+
+
+def lost(good: str, bad: str) -> str:
+    """For iptables-restore --noflush: what one iptables-save printed and the next does not."""
+    left = set(_lines(bad))
+    tables: dict[str, list[str]] = {}
+    for table, line in _lines(good):
+        if (table, line) not in left:
+            tables.setdefault(table, []).append(line)
+    return "".join(
+        f"*{table}\n" + "".join(f"{line}\n" for line in lines) + "COMMIT\n"
+        for table, lines in tables.items()
+    )
+
+
+def _lines(save: str) -> Iterator[tuple[str, str]]:
+    """(table, line) of each chain and rule; counters are no difference."""
+    table = ""
+    for line in save.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(":"):
+            yield table, line.partition(" [")[0] + " [0:0]"
+        elif line.startswith("-A "):
+            yield table, line
+
+
+def _subnet(number: int) -> str:
+    return f"10.{100 + number // 256}.{number % 256}"
+
+
+def _network_xml(number: int) -> str:
+    return (
+        f"<network><name>n{number}</name><forward mode='nat'/>"
+        f"<bridge name='vb{number}' stp='off' delay='0'/>"
+        f"<ip address='{_subnet(number)}.1' netmask='255.255.255.0'><dhcp>"
+        f"<range start='{_subnet(number)}.100' end='{_subnet(number)}.199'/>"
+        "</dhcp></ip></network>\n"
+    )
+
+
+# In the box, so that entering it does not count.
+_TIMED = """
+import json, resource, subprocess, sys, time
+began = time.monotonic()
+subprocess.run(["sh", "-ec", sys.argv[1]], check=True, stdout=subprocess.DEVNULL)
+ms = 1000 * (time.monotonic() - began)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([ms, 1000 * (used.ru_utime + used.ru_stime)]))
+"""
+
+
+def header(box: Hypervisor) -> dict[str, str]:
+    system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    return {
+        "system": f"{system}, Linux {platform.release()}, {os.cpu_count()} CPUs",
+        "libvirt": box.run("libvirtd", "--version").split()[-1],
+        "iptables": box.run("iptables", "--version").strip(),
+        "vnetd": box.run(box.tool("vnetd"), "--version").split()[-1],
+        "commit": _commit(),
+        "guest": "a namespace behind a veth, one UDP socket to the wan host every 2 ms",
+        "by hand": "what is gone, by one iptables-restore --noflush for each family, vnetd stopped",
+        "reading": "one iptables-save and one ip6tables-save",
+    }
+
+
+def _commit() -> str:
+    git = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def summary(figures: Iterable[Figure]) -> Iterator[str]:
+    """A line for each contestant: median, least and most, and its ratios to the others."""
+    cases: dict[tuple[int, str], dict[str, list[Figure]]] = {}
+    for figure in figures:
+        of_case = cases.setdefault((figure.networks, figure.case), {})
+        of_case.setdefault(figure.contestant, []).append(figure)
+    for (networks, case), contestants in cases.items():
+        yield f"{networks} networks, {case}"
+        middle = {name: median(f.ms for f in found) for name, found in contestants.items()}
+        for name, found in contestants.items():
+            times = [figure.ms for figure in found]
+            line = f"  {name:16} {middle[name]:9.1f} ms  ({min(times):.1f} to {max(times):.1f})"
+            cpu = [figure.cpu_ms for figure in found if figure.cpu_ms is not None]
+            line += f"  {sum(cpu) / len(cpu):7.0f} ms CPU" if cpu else ""
+            others = [
+                f"{middle[name] / other:.3g} x {against}"
+                for against, other in middle.items()
+                if against != name and other
+            ]
+            yield line + (f"  = {', '.join(others)}" if others else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench nat", description=__doc__)
+    parser.add_argument(
+        "--networks", default="1,10,50,200", help="numbers of networks, one run each"
+    )
+    parser.add_argument("--trials", type=int, default=5, help="of each contestant in each case")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="cases whose name has this word: outage, repair"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="raw figures, and what was measured"
+    )
+    arguments = parser.parse_args()
+    figures: list[Figure] = []
+    told: dict[str, str] = {}
+    for networks in map(int, arguments.networks.split(",")):
+        with Hypervisor() as box:
+            if not told:
+                told = header(box)
+                print("\n".join(f"{key}: {value}" for key, value in told.items()))
+            bench = Bench(box, networks, arguments.trials, arguments.only)
+            try:
+                bench.run()
+            except LabError:
+                print(box.log("vnetd")[-5000:], file=sys.stderr)
+                raise
+            finally:
+                figures += bench.figures
+    print("\nMedian of the trials (least to most), and how many times another's median it is\n")
+    print("\n".join(summary(figures)))
+    if arguments.json:
+        data = {"measured": told, "figures": [asdict(figure) for figure in figures]}
+        arguments.json.write_text(json.dumps(data, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
