@@ -132,6 +132,52 @@ FOREIGN_AGAIN = {
 }
 
 
+CANARY = """
+add table ip canary
+add set ip canary s { type ipv4_addr; elements = { 192.0.2.1 }; }
+add chain ip canary f { type filter hook forward priority -5; }
+add rule ip canary f ip saddr @s drop
+add table ip6 canary
+add chain ip6 canary i { type filter hook input priority 5; }
+add rule ip6 canary i ip6 saddr 2001:db8::9 drop
+add table inet canary
+add map inet canary m { type ipv4_addr : verdict; elements = { 192.0.2.2 : drop }; }
+add chain inet canary f { type filter hook forward priority 20; }
+add rule inet canary f ip saddr vmap @m
+add chain inet canary empty
+add table bridge canary
+add chain bridge canary f { type filter hook forward priority 0; }
+add rule bridge canary f ether type 0x1234 drop
+add table arp canary
+add chain arp canary i { type filter hook input priority 0; }
+add rule arp canary i arp operation 9 drop
+"""
+
+
+def test_tables_of_others_stay(box: Hypervisor) -> None:
+    families = ("ip", "ip6", "inet", "bridge", "arp")
+
+    def canary() -> list[str]:
+        return [box.run("nft", "-a", "list", "table", family, "canary") for family in families]
+
+    box.run("nft", "-f", "-", stdin=CANARY)
+    before, good = canary(), box.rules()
+    for script in (
+        "iptables -F; iptables -t nat -F; iptables -t mangle -F; ip6tables -F",
+        "nft delete table ip nat; nft delete table ip6 filter",
+        "virsh net-destroy lab; virsh net-destroy quiet",
+        "ip link del vbrouted",
+    ):
+        known = len(box.history())
+        box.sh(script)
+        box.wait_until(lambda: len(box.history()) > known, what="a record")  # noqa: B023
+        box.wait_for_state("converged")
+    assert canary() == before
+    assert sorted(box.rules().splitlines()) == sorted(good.splitlines())
+    for family in families:
+        box.run("nft", "delete", "table", family, "canary")
+
+
 def test_history_names_the_process(box: Hypervisor) -> None:
     for script, process in (
         ("iptables -t nat -F", "iptables"),
