@@ -19,8 +19,8 @@ from systemd import daemon as systemd
 from vnetd import journal
 from vnetd.api.service import Service
 from vnetd.backends import files
+from vnetd.backends.firewall import Firewall
 from vnetd.backends.history import History
-from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.core import policy as policy_core
@@ -73,7 +73,7 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._backends = (Libvirtd(options.connect), Links(), Iptables())
+        self._backends = (Libvirtd(options.connect), Links(), Firewall())
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock)
         self._reconciler.observe_only = options.observe
