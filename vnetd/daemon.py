@@ -20,9 +20,9 @@ from systemd import daemon as systemd
 from vnetd import journal
 from vnetd.api.service import Service
 from vnetd.backends import files
+from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.history import History
-from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.core import policy as policy_core
@@ -76,7 +76,7 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._backends = (Libvirtd(options.connect), Links(), Iptables(), self._guard())
+        self._backends = (Libvirtd(options.connect), Links(), Firewall(), self._guard())
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock)
         self._reconciler.observe_only = options.observe

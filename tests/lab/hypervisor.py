@@ -5,6 +5,9 @@
         guest = box.guest("lab", "10.77.0.50/24", gateway="10.77.0.1")
         box.run("iptables", "-t", "nat", "-F")
 
+Hypervisor(root=TRIXIE) is one of Debian 13 and its libvirt, whatever this machine is; backend and
+variant choose libvirt's firewall_backend and which iptables it finds.
+
 The link uplink0 leads to the host "wan", which answers probes and knows no way to guests.
 """
 
@@ -27,6 +30,7 @@ from tests.lab.probe import Outage
 LAB = Path(__file__).resolve().parent
 TREE = LAB.parents[1]
 CACHE = TREE / ".lab"
+TRIXIE = CACHE / "trixie"
 BIN = Path(sys.prefix) / "bin"
 
 UPLINK, UPLINK_IPV6 = "198.51.100.1", "2001:db8:1::1"
@@ -47,7 +51,12 @@ class LabError(Exception):
 
 
 class Hypervisor:
-    def __init__(self) -> None:
+    def __init__(
+        self, *, root: Path | None = None, backend: str = "", variant: str = "nft"
+    ) -> None:
+        self._root = root
+        self._backend = backend
+        self._variant = variant
         self._cleanup = contextlib.ExitStack()
         self._init_pid = 0
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -63,12 +72,13 @@ class Hypervisor:
         self._cleanup.close()
 
     def _up(self) -> None:
-        cache = CACHE / "libvirt"
+        cache = CACHE / (f"libvirt-{self._root.name}" if self._root else "libvirt")
         cache.mkdir(parents=True, exist_ok=True)
         namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--propagation=unchanged")
         unshare = ("unshare", *namespaces, "--fork", "--kill-child")
+        root = [str(self._root)] if self._root else []
         init = subprocess.Popen(
-            [*unshare, sys.executable, str(LAB / "init.py"), str(cache)],
+            [*unshare, sys.executable, str(LAB / "init.py"), str(cache), *root],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -78,8 +88,12 @@ class Hypervisor:
         if word != "ready":
             raise LabError("the box's init failed; what it said is above")
         self._init_pid = int(pid)
+        self._make_tools()
         self._make_uplink()
         self.start_bus()
+        if self._backend:
+            self.set_backend(self._backend)
+        self.set_variant(self._variant)
         self.start_libvirtd()
 
     def _down(self, init: subprocess.Popen[bytes]) -> None:
@@ -107,6 +121,21 @@ class Hypervisor:
         self.spawn("bus", "dbus-daemon", "--system", "--nofork", "--nopidfile")
         self.wait_until(lambda: self.succeeds("test", "-S", "/run/dbus/system_bus_socket"))
 
+    def set_backend(self, backend: str) -> None:
+        """libvirt's own choice of firewall; a libvirtd that runs keeps its old one."""
+        self.write("/etc/libvirt/network.conf", f'firewall_backend = "{backend}"\n')
+
+    def set_variant(self, variant: str) -> None:
+        """Which iptables "iptables" is: "nft" or "legacy"."""
+        self.sh(f"""
+            for name in iptables iptables-save iptables-restore \
+                ip6tables ip6tables-save ip6tables-restore
+            do
+                tool=${{name%%-*}}-{variant}${{name#ip*tables}}
+                ln -sf "/usr/sbin/$tool" "/etc/alternatives/$name"
+            done
+        """)
+
     def start_libvirtd(self) -> None:
         self.spawn("libvirtd", "libvirtd")
         self.wait_until(lambda: self.succeeds("virsh", "-q", "uri"))
@@ -120,7 +149,7 @@ class Hypervisor:
 
     def tool(self, name: str) -> str:
         """A program of this tree."""
-        return str(BIN / name)
+        return f"/usr/local/bin/{name}" if self._root else str(BIN / name)
 
     def vnetctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.attempt(self.tool("vnetctl"), *arguments)
@@ -242,6 +271,14 @@ class Hypervisor:
         lines = [line for line in text.splitlines() if not line.startswith("#")]
         return "\n".join(line.rpartition(" [")[0] if line[:1] == ":" else line for line in lines)
 
+    def tables(self) -> str:
+        """The tables of libvirt's nftables backend, without counters."""
+        lines = [
+            self.attempt("nft", "-s", "list", "table", family, "libvirt_network").stdout
+            for family in ("ip", "ip6")
+        ]
+        return "".join(lines)
+
     @contextlib.contextmanager
     def watching_nftables(self) -> Iterator[Callable[[], list[str]]]:
         """Gives the names of the processes that have changed nf_tables since, one a transaction."""
@@ -330,7 +367,7 @@ class Hypervisor:
 
     def answer_in(self, guest: str) -> None:
         """The guest answers probes."""
-        self.spawn(f"echo-{guest}", *_module("tests.lab.echo"), guest=guest)
+        self.spawn(f"echo-{guest}", *self._module("tests.lab.echo"), guest=guest)
 
     def pings(self, guest: str, address: str) -> bool:
         return self.succeeds("ping", "-qc1", "-W1", address, guest=guest)
@@ -345,7 +382,7 @@ class Hypervisor:
         outage = Outage()
         words = (address, "in-vain") if in_vain else (address,)
         with subprocess.Popen(
-            self.argv(*_module("tests.lab.probe"), *words, guest=guest),
+            self.argv(*self._module("tests.lab.probe"), *words, guest=guest),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -373,11 +410,19 @@ class Hypervisor:
             ip route add default via {WAN}
             ip -6 route add default via {WAN_IPV6}
         """)
-        self.spawn("wan", *_module("tests.lab.echo"), guest="wan")
+        self.spawn("wan", *self._module("tests.lab.echo"), guest="wan")
 
+    def _make_tools(self) -> None:
+        """On another system the distribution's libraries are what vnetd runs with."""
+        if self._root:
+            for name, module in (("vnetd", "vnetd"), ("vnetctl", "vnetd.cli.main")):
+                path, run = f"/usr/local/bin/{name}", shlex.join(self._module(module))
+                self.write(path, f'#!/bin/sh\nexec {run} "$@"\n')
+                self.run("chmod", "+x", path)
 
-def _module(name: str) -> tuple[str, ...]:
-    return ("env", f"PYTHONPATH={TREE}", sys.executable, "-m", name)
+    def _module(self, name: str) -> tuple[str, ...]:
+        python = "/usr/bin/python3" if self._root else sys.executable
+        return ("env", f"PYTHONPATH={TREE}", python, "-m", name)
 
 
 # nsenter does not pass signals on: the pid inside is what can be killed.

@@ -1,5 +1,7 @@
 """PID 1 of the box: gives it its own files, reaps what dies, and ends with the process outside.
 
+init.py CACHE [ROOT]: on this machine's system, or on the one in ROOT, which sees this tree too.
+
 Runs in fresh mount, network, pid, uts and ipc namespaces. Everything that it makes lives in them
 (mounts, links, processes), so all of it goes when this process goes, however that happens. It
 goes when its standard input ends, which the process outside holds open.
@@ -20,6 +22,7 @@ from pathlib import Path
 # mount(2), sched.h
 _MS_REC, _MS_PRIVATE, _CLONE_NEWNS = 0x4000, 0x40000, 0x20000
 
+_TREE = Path(__file__).resolve().parents[2]
 # Empty in the box.
 _EMPTY = ("/var/lib/libvirt", "/var/lib/vnetd", "/var/log/libvirt")
 # Files of the machine, but what the box writes stays in the box.
@@ -43,15 +46,26 @@ cgroup_controllers = []
 """
 
 
-def main(cache: Path) -> None:
+# This kernel may have no act_csum. libvirt's nftables backend starts no network without, and needs
+# it only for DHCP clients of old.
+_TC = """\
+#!/bin/sh
+case "$*" in *"action csum"*) exit 0 ;; esac
+exec /usr/sbin/tc "$@"
+"""
+
+
+def main(cache: Path, root: Path | None) -> None:
     outside_pid = os.readlink("/proc/self")
     _make_root_private()
+    if root is not None:
+        _change_root(root)
     _mount("-t", "proc", "proc", "/proc")
     _mount("-t", "sysfs", "sys", "/sys")
     _mount("-t", "tmpfs", "tmpfs", "/run")
     # What libvirt learns of qemu in a second stays true: kept outside for the next box.
     _mount("--bind", str(cache), _made("/run/cache"))
-    for path in _OVERLAID:
+    for path in _OVERLAID if root is None else ():
         upper, work = _made(f"/run/overlay{path}/upper"), _made(f"/run/overlay{path}/work")
         layers = f"lowerdir={path},upperdir={upper},workdir={work}"
         _mount("-t", "overlay", "overlay", "-o", layers, path)
@@ -86,6 +100,22 @@ def _make_root_private() -> None:
     _mount("--rbind", path, path)
     os.chroot(path)
     os.chdir("/")
+
+
+def _change_root(root: Path) -> None:
+    """To a copy of it that goes with the box."""
+    _mount("-t", "tmpfs", "tmpfs", "/run")
+    new, upper, work = _made("/run/new"), _made("/run/upper"), _made("/run/work")
+    _mount(
+        "-t", "overlay", "overlay", "-o", f"lowerdir={root},upperdir={upper},workdir={work}", new
+    )
+    _mount("--rbind", "/dev", f"{new}/dev")
+    _mount("--bind", str(_TREE), _made(f"{new}{_TREE}"))
+    os.chroot(new)
+    os.chdir("/")
+    shim = Path("/usr/local/sbin/tc")
+    shim.write_text(_TC)
+    shim.chmod(0o755)
 
 
 def _configure() -> None:
@@ -136,4 +166,4 @@ def _made(path: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)

@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 
 from tests.fakes import FakeHost, Published, nat
+from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
-from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.core.model import Cause, Source, State
@@ -240,5 +240,5 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 
 def test_every_action_has_a_backend() -> None:
-    taken = [*Libvirtd.actions, *Links.actions, *Iptables.actions, *Guard.actions]
+    taken = [*Libvirtd.actions, *Links.actions, *Firewall.actions, *Guard.actions]
     assert sorted(taken, key=str) == sorted(get_args(Action), key=str)

@@ -1,124 +1,79 @@
-"""libvirt's rules in iptables-nft: read by iptables-save, put back by iptables-restore, watched
-through the notifications of nf_tables.
+"""libvirt's rules in iptables, of both variants: read by iptables-save, put back by
+iptables-restore. libvirt calls plain "iptables", which leads to one of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from dataclasses import replace
+import os
+import shutil
+from typing import assert_never
 
-from vnetd.backends import iptables_save, netlink, process
-from vnetd.backends.base import Poke
-from vnetd.core.model import Cause, Chain, Family, Observed, Ruleset, Source, World
-from vnetd.core.plan import Action, RestoreRules
+from vnetd.backends import iptables_save, legacy, process
+from vnetd.core.model import Chain, Chains, Family, World
+from vnetd.core.plan import RestoreRules
 from vnetd.errors import BackendError
 
-_PREFIX = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
-_WATCHED = frozenset(
-    (int(family), table)
-    for family in (socket.AF_INET, socket.AF_INET6)
-    for table in ("filter", "nat", "mangle")
-)
-_LIBVIRT_TABLES = frozenset(
-    (int(family), "libvirt_network") for family in (socket.AF_INET, socket.AF_INET6)
-)
-# After a firewalld reload libvirt puts its rules back by itself: it gets the time to.
-_SELF_HEALING = ("libvirtd[", "virtnetworkd[", "firewalld[")
+# The kernel keeps 15 bytes of a process's name.
+WRITERS = tuple(f"{name}-restore"[:15] for name in ("iptables-nft", "ip6tables-nft"))
+_NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 
 
-class Iptables:
-    source = Source.FIREWALL
-    actions: tuple[type[Action], ...] = (RestoreRules,)
-
-    def __init__(self) -> None:
-        self._world: World | None = None
-        self._session = 0
-        self._events = netlink.open_nftables_events()
-        self._generations = netlink.Generations()
-        self._poke: Poke | None = None
-        self._writing = False
-
-    async def observe(self, observed: Observed) -> Observed:
-        session = observed.libvirt.session if observed.libvirt else 0
-        if self._world is None or session != self._session:
-            self._world, self._session = await _detect(), session
-        ruleset = Ruleset(self._world)
-        if self._world is World.IPTABLES_NFT:
-            texts = await asyncio.gather(
-                *(process.run([f"{prefix}-save"]) for prefix in _PREFIX.values())
-            )
-            chains: dict[Chain, tuple[str, ...]] = {}
-            for family, text in zip(_PREFIX, texts, strict=True):
-                chains |= iptables_save.parse(text, family)
-            ruleset = Ruleset(self._world, chains)
-        return replace(observed, firewall=ruleset)
-
-    async def apply(self, action: Action) -> None:
-        assert isinstance(action, RestoreRules), action
-        restore = [f"{_PREFIX[action.family]}-restore", "--noflush", "--wait", "5"]
-        self._writing = True
-        try:
-            await process.run(restore, iptables_save.render(action.chains))
-        finally:
-            # The kernel tells of a write before the writer ends: what is ours is here by now.
-            netlink.drain(self._events, self._on_data)
-            self._writing = False
-
-    async def watch(self, poke: Poke) -> None:
-        self._poke = poke
-        await netlink.listen(self._events, self._on_data)
-
-    def _on_data(self, data: bytes | None) -> None:
-        if self._poke is None:
-            return
-        if data is None:
-            self._world = None
-            self._poke(*Source, reason="nf_tables events were lost")
-            return
-        for generation in self._generations.feed(data):
-            self._on_generation(generation, self._poke)
-
-    def _on_generation(self, generation: netlink.Generation, poke: Poke) -> None:
-        if generation.tables & _LIBVIRT_TABLES:
-            self._world = None
-        elif not generation.tables & _WATCHED:
-            return
-        name = generation.process
-        if self._writing and name.startswith(("iptables-restor", "ip6tables-resto")):
-            return
-        parents = process.ancestors(generation.pid, name)
-        cause = Cause(name, generation.pid, parents or ())
-        reason = f"firewall changed by {name}"
-        if _heals_itself(generation, parents):
-            # libvirt says what it did only when it is through: ask it again as well.
-            poke(self.source, Source.LIBVIRT, reason=reason, cause=cause, writing=True)
-        else:
-            poke(self.source, reason=reason, cause=cause)
+def target() -> tuple[str, ...]:
+    """What libvirt's tools lead to at the moment; cheap, and it differs when the variant does."""
+    return tuple(os.path.realpath(shutil.which(name) or name) for name in _NAMES.values())
 
 
-def _heals_itself(generation: netlink.Generation, parents: tuple[str, ...] | None) -> bool:
-    """libvirt writes rule by rule, each by a process of its own.
-
-    Where that has ended before it could be looked at, one that changed a single object may be
-    libvirt's; one that changed several is not.
-    """
-    writer = f"{generation.process}["
-    if writer.startswith(_SELF_HEALING) or (parents and parents[0].startswith(_SELF_HEALING)):
-        return True
-    tools = ("iptables", "ip6tables", "nft")
-    return parents is None and generation.process in tools and generation.changes <= 1
-
-
-async def _detect() -> World:
-    """Which firewall libvirt writes to: told by what is there, never assumed."""
+async def variant() -> World:
     try:
-        if "counter" in await process.run(["nft", "list", "table", "ip", "libvirt_network"]):
-            return World.NFTABLES
-    except BackendError:
-        pass  # no such table, or no nft: not libvirt's nftables backend
-    try:
-        version = await process.run(["iptables", "--version"])
+        version = await process.run([_NAMES[Family.IPV4], "--version"])
     except BackendError:
         return World.NONE
     return World.IPTABLES_NFT if "nf_tables" in version else World.IPTABLES_LEGACY
+
+
+async def read(world: World) -> Chains:
+    texts = await asyncio.gather(*(process.run([_tool(world, f, "save")]) for f in Family))
+    chains: dict[Chain, tuple[str, ...]] = {}
+    for family, text in zip(Family, texts, strict=True):
+        chains |= iptables_save.parse(text, family)
+    return chains
+
+
+async def read_others(world: World) -> dict[World, Chains]:
+    """The variants that libvirt does not write to, as far as libvirt's rules are there."""
+    others: list[World] = []
+    if world is not World.IPTABLES_NFT:
+        others.append(World.IPTABLES_NFT)
+    if world is not World.IPTABLES_LEGACY and legacy.tables():
+        others.append(World.IPTABLES_LEGACY)
+    found = {}
+    for other in others:
+        try:
+            chains = await read(other)
+        except BackendError:
+            continue  # the tools of that variant are not installed
+        if has_rules(chains):
+            found[other] = chains
+    return found
+
+
+def has_rules(chains: Chains) -> bool:
+    return any(rules for chain, rules in chains.items() if chain.name.startswith("LIBVIRT_"))
+
+
+async def restore(world: World, action: RestoreRules) -> None:
+    tool = _tool(world, action.family, "restore")
+    await process.run([tool, "--noflush", "--wait", "5"], iptables_save.render(action.chains))
+
+
+def _tool(world: World, family: Family, verb: str) -> str:
+    match world:
+        case World.IPTABLES_NFT:
+            return f"{_NAMES[family]}-nft-{verb}"
+        case World.IPTABLES_LEGACY:
+            return f"{_NAMES[family]}-legacy-{verb}"
+        case World.NFTABLES | World.NONE:
+            raise AssertionError(world)
+        case _:
+            assert_never(world)

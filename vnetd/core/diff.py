@@ -23,7 +23,6 @@ from vnetd.core.model import (
     Observed,
     Ruleset,
     Source,
-    World,
     network_object,
 )
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
@@ -240,9 +239,12 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.links is not None:
         found += _links(policy, libvirt, kept, observed.links)
     chains = None
-    if observed.firewall is not None and observed.firewall.world is World.IPTABLES_NFT:
-        chains = _expected_chains(kept, libvirt.lost_chains, observed.firewall, remembered)
-        found += _rules(kept, observed.firewall, chains)
+    if observed.firewall is not None:
+        found += _elsewhere(kept, observed.firewall)
+    if observed.firewall is not None and observed.firewall.world.is_iptables:
+        here = [live for live in kept if not _has_moved(live, observed.firewall)]
+        chains = _expected_chains(here, libvirt.lost_chains, observed.firewall, remembered)
+        found += _rules(here, observed.firewall, chains)
     table = None
     if observed.guard is not None:
         right = observed.firewall
@@ -428,6 +430,26 @@ def _rules(
                 needs = set(own.get(chain, ()))
             if hit := flaws.only(needs):
                 yield RulesDiffer(name, chain, hit)
+
+
+def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
+    for world, chains in ruleset.elsewhere.items():
+        for live in kept:
+            if iptables.stands_in(live, chains):
+                moved = _has_moved(live, ruleset)
+                wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
+                left = f"rules of it are left in {world}, where libvirt no longer removes them"
+                yield Conflict(network_object(live.name), wrong if moved else left)
+
+
+def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
+    """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
+    until libvirtd is restarted, neither place is the right one.
+    """
+    others = [chains for world, chains in ruleset.elsewhere.items() if world.is_iptables]
+    return any(iptables.stands_in(live, chains) for chains in others) and not iptables.stands_in(
+        live, ruleset.chains
+    )
 
 
 def _flaws(flaws: repair.Flaws) -> str:

@@ -195,13 +195,25 @@ class World(StrEnum):
     NFTABLES = "nftables"
     NONE = "none"
 
+    @property
+    def is_iptables(self) -> bool:
+        return self in (World.IPTABLES_NFT, World.IPTABLES_LEGACY)
+
+
+Chains = Mapping[Chain, tuple[str, ...]]
+"""Rules as the tool that lists them prints them, without their chain."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """All chains, each rule in iptables-save's form without -A CHAIN."""
+    """All chains, each rule in iptables-save's form without -A CHAIN.
+
+    elsewhere: the same of worlds that libvirt has left; what it wrote there stays until removed.
+    """
 
     world: World
-    chains: Mapping[Chain, tuple[str, ...]] = field(default_factory=dict)
+    chains: Chains = field(default_factory=dict)
+    elsewhere: Mapping[World, Chains] = field(default_factory=dict)
 
 
 class Held(StrEnum):

@@ -63,7 +63,7 @@ def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances
     libvirt = observed.libvirt
     world = observed.firewall.world if observed.firewall else None
     troubles = [*now.troubles]
-    if world not in (None, World.IPTABLES_NFT, World.NONE):
+    if world is World.NFTABLES:
         troubles.append(f"firewall: rules in {world} are not repaired by this version")
     observing = policy.enforcement is Enforcement.OBSERVE
     per_object = _per_object(found, now)

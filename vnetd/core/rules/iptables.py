@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface
 
-from vnetd.core.model import Address, Chain, Definition, Family, Mode, Ruleset
+from vnetd.core.model import Address, Chain, Chains, Definition, Family, Mode, Ruleset
 
 # Built-in chain → libvirt's chains that it jumps to, in the order in which they must stand: with
 # bridge-nf-call-iptables on, FWX behind FWI would reject guest-to-guest traffic on one bridge.
@@ -75,6 +75,12 @@ def network_rules(network: Definition) -> dict[Chain, tuple[str, ...]]:
         fill = "-p udp -m udp --dport 68 -j CHECKSUM --checksum-fill"
         add(Family.IPV4, "mangle", "LIBVIRT_PRT", f"-o {network.bridge} {fill}")
     return {chain: tuple(lines) for chain, lines in rules.items()}
+
+
+def stands_in(network: Definition, chains: Chains) -> bool:
+    """Some rule of the network is there."""
+    own = network_rules(network).items()
+    return any(rule in chains.get(chain, ()) for chain, rules in own for rule in rules)
 
 
 def compose(networks: Iterable[Definition]) -> dict[Chain, tuple[str, ...]]:
