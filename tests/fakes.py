@@ -143,6 +143,8 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
     Source.LINKS: (AddAddress, PlugTap, SetBridge),
     Source.FIREWALL: (RestoreRules,),
     Source.GUARD: (),
+    Source.SYSCTLS: (),
+    Source.DNSMASQ: (),
 }
 
 
@@ -166,7 +168,7 @@ class _Backend:
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
                 return replace(observed, firewall=Ruleset(World.IPTABLES_NFT, chains))
-            case Source.GUARD:
+            case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ:
                 return observed
 
     async def apply(self, action: Action) -> None:

@@ -20,11 +20,13 @@ from systemd import daemon as systemd
 from vnetd import journal
 from vnetd.api.service import Service
 from vnetd.backends import files
+from vnetd.backends.dnsmasq import Dnsmasq
 from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.history import History
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
+from vnetd.backends.sysctls import Sysctls
 from vnetd.core import policy as policy_core
 from vnetd.core.model import Cause
 from vnetd.core.plan import Action
@@ -76,7 +78,14 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._backends = (Libvirtd(options.connect), Links(), Firewall(), self._guard())
+        self._backends = (
+            Libvirtd(options.connect),
+            Links(),
+            Firewall(),
+            self._guard(),
+            Sysctls(),
+            Dnsmasq(),
+        )
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock)
         self._reconciler.observe_only = options.observe

@@ -14,6 +14,7 @@ from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
+from vnetd.backends.sysctls import Sysctls
 from vnetd.core.model import Cause, Source, State
 from vnetd.core.plan import Action, RestoreRules, StartNetwork
 from vnetd.core.policy import Policy
@@ -240,5 +241,5 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 
 def test_every_action_has_a_backend() -> None:
-    taken = [*Libvirtd.actions, *Links.actions, *Firewall.actions, *Guard.actions]
+    taken = [*Libvirtd.actions, *Links.actions, *Firewall.actions, *Guard.actions, *Sysctls.actions]
     assert sorted(taken, key=str) == sorted(get_args(Action), key=str)

@@ -37,6 +37,7 @@ from vnetd.core.plan import (
     RemoveNetwork,
     RestartNetwork,
     SetAutostart,
+    StartDnsmasq,
     StartNetwork,
     UpdateDhcp,
 )
@@ -60,6 +61,8 @@ _DIRECTORIES = tuple(
         "/run/libvirt/network",
     )
 )
+# What a change by libvirt may touch. Rules are left out: the kernel tells of them.
+_TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.SYSCTLS, Source.DNSMASQ)
 _LEASES = Path("/var/lib/libvirt/dnsmasq")
 _PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
 _CHAINS_LOST = "No chain/target/match by that name"
@@ -74,6 +77,7 @@ class Libvirtd:
         UpdateDhcp,
         StartNetwork,
         RestartNetwork,
+        StartDnsmasq,
     )
 
     def __init__(self, uri: str) -> None:
@@ -109,6 +113,8 @@ class Libvirtd:
                 await self._start(lambda: _start(connection, name), name)
             case RestartNetwork(network=name):
                 await self._start(lambda: _restart(connection, name), name)
+            case StartDnsmasq(network=name):
+                await self._change(lambda: _start_dnsmasq(connection, action), name)
             case RemoveNetwork(network=name):
                 await self._change(lambda: _remove(connection, name), name)
             case _:
@@ -187,7 +193,7 @@ class Libvirtd:
         try:
             while True:
                 await watch.changed()
-                poke(self.source, Source.LINKS, reason="libvirt's files changed", cause=daemon())
+                poke(*_TOUCHED, reason="libvirt's files changed", cause=daemon())
         finally:
             watch.close()
 
@@ -295,7 +301,7 @@ class _Events:
         self, reason: str, cause: Cause | None = None, writing: bool | None = None
     ) -> None:
         def hand_over() -> None:
-            self._poke(Source.LIBVIRT, Source.LINKS, reason=reason, cause=cause, writing=writing)
+            self._poke(*_TOUCHED, reason=reason, cause=cause, writing=writing)
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(hand_over)
@@ -476,6 +482,22 @@ def _restart(connection: Any, name: str) -> None:
     if network.isActive():
         network.destroy()
     network.create()
+
+
+def _start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
+    """An update of its hosts makes libvirt look for it, and start it; the update is taken back."""
+    network = _lookup(connection, action.network)
+    if action.dns:
+        section = libvirt.VIR_NETWORK_SECTION_DNS_HOST
+        host = "<host ip='192.0.2.1'><hostname>vnetd.invalid</hostname></host>"
+    else:
+        section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+        host = f"<host mac='52:54:00:00:00:00' ip='{action.address}'/>"
+    for command in (
+        libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+        libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
+    ):
+        network.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
 
 
 def _remove(connection: Any, name: str) -> None:

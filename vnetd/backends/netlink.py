@@ -19,6 +19,8 @@ _SEND_BUFFER = 32 * 1024 * 1024
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
 _LINK_GROUPS = (1, 5, 9)
+# RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF: forwarding, globally and of each link
+_NETCONF_GROUPS = (24, 25)
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NFTABLES_GROUP = 7
 _SUBSYS_NFTABLES = 10
@@ -42,6 +44,10 @@ class Generation:
 
 def open_link_events() -> socket.socket:
     return _open(_NETLINK_ROUTE, _LINK_GROUPS)
+
+
+def open_netconf_events() -> socket.socket:
+    return _open(_NETLINK_ROUTE, _NETCONF_GROUPS)
 
 
 def open_nftables_events() -> socket.socket:

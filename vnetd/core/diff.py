@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from vnetd.core import guarding
+from vnetd.core import guarding, needs
 from vnetd.core.model import (
     Address,
     Chain,
@@ -134,6 +134,21 @@ class RulesDiffer:
 
 
 @dataclass(frozen=True, slots=True)
+class SysctlDiffers:
+    """name: below /proc/sys."""
+
+    network: str
+    name: str
+    want: str
+    have: str
+
+
+@dataclass(frozen=True, slots=True)
+class DnsmasqDead:
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
 class GuardDiffers:
     """rules: how many of this network's the guard lacks."""
 
@@ -155,6 +170,8 @@ Drift = (
     | Unplugged
     | RulesDiffer
     | GuardDiffers
+    | SysctlDiffers
+    | DnsmasqDead
 )
 
 
@@ -204,6 +221,10 @@ def text(drift: Drift) -> str:
             return f"{chain}: {_flaws(flaws)}"
         case GuardDiffers(rules=rules):
             return f"guard: {rules} rules missing"
+        case SysctlDiffers(name=name, want=want, have=have):
+            return f"sysctl {name} is {have} instead of {want}"
+        case DnsmasqDead():
+            return "its dnsmasq is dead: no DHCP, no DNS"
         case _:
             assert_never(drift)
 
@@ -219,6 +240,10 @@ def source(drift: Drift) -> Source:
             return Source.FIREWALL
         case GuardDiffers():
             return Source.GUARD
+        case SysctlDiffers():
+            return Source.SYSCTLS
+        case DnsmasqDead():
+            return Source.DNSMASQ
         case BridgeMissing() | BridgeDiffers() | AddressMissing() | Unplugged():
             return Source.LINKS
         case _:
@@ -238,6 +263,7 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     ]
     if observed.links is not None:
         found += _links(policy, libvirt, kept, observed.links)
+    found += _services(kept, observed)
     chains = None
     if observed.firewall is not None:
         found += _elsewhere(kept, observed.firewall)
@@ -389,6 +415,17 @@ def _links(
         bridge, plug = bridges.get(tap.network), links.get(tap.device)
         if bridge is not None and plug is not None and plug.master != bridge:
             yield Unplugged(tap.network, bridge, tap.domain, tap.device, tap.isolated)
+
+
+def _services(kept: Sequence[Definition], observed: Observed) -> Iterator[Drift]:
+    if observed.sysctls is not None:
+        for live in kept:
+            for name, value in needs.sysctls(live, observed.sysctls):
+                yield SysctlDiffers(live.name, name, value, observed.sysctls[name])
+    if observed.dnsmasq is not None:
+        for name in needs.dnsmasq(kept):
+            if name not in observed.dnsmasq:
+                yield DnsmasqDead(name)
 
 
 def _bridge_differences(

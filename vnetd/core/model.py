@@ -28,6 +28,8 @@ class Source(StrEnum):
     LINKS = "links"
     FIREWALL = "firewall"
     GUARD = "guard"
+    SYSCTLS = "sysctls"
+    DNSMASQ = "dnsmasq"
 
 
 class Mode(StrEnum):
@@ -106,6 +108,7 @@ class Definition:
     guest_ipv6: bool = False
     """ipv6='yes': guests may speak IPv6 to each other without an address of the host."""
     tftp: bool = False
+    dns: bool = True
     made_by_vnetd: bool = False
 
 
@@ -245,6 +248,10 @@ class Observed:
     links: Mapping[IfName, Link] | None = None
     firewall: Ruleset | None = None
     guard: GuardTable | None = None
+    sysctls: Mapping[str, str] | None = None
+    """By their names below /proc/sys."""
+    dnsmasq: frozenset[str] | None = None
+    """Networks whose dnsmasq lives."""
     followed: frozenset[str] = frozenset()
     """Networks whose leases the policy needs."""
 

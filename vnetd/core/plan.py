@@ -13,6 +13,7 @@ from vnetd.core.model import (
     DhcpHost,
     DhcpRange,
     Family,
+    HostAddress,
     IfName,
     Observed,
     network_object,
@@ -112,6 +113,25 @@ class PlugTap(_Action):
     isolated: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSysctl(_Action):
+    """name: below /proc/sys."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartDnsmasq(_Action):
+    """dns: it answers names, so that libvirt can be asked for it by way of one; otherwise by way of
+    a reservation of address, which is the host's own.
+    """
+
+    network: str
+    dns: bool
+    address: HostAddress
+
+
 Action = (
     RestoreRules
     | WriteGuard
@@ -124,6 +144,8 @@ Action = (
     | SetBridge
     | AddAddress
     | PlugTap
+    | SetSysctl
+    | StartDnsmasq
 )
 
 _NEW_MAC = "guests reach the host again when they have looked up its new MAC, up to 60 s"
@@ -162,6 +184,10 @@ def text(action: Action) -> str:
             return f"add address {address} to bridge {bridge}"
         case PlugTap(tap=tap, bridge=bridge):
             return f"plug tap {tap} into bridge {bridge}"
+        case SetSysctl(name=name, value=value):
+            return f"set sysctl {name} to {value}"
+        case StartDnsmasq(network=network):
+            return f"let libvirt start dnsmasq of network {network}"
         case _:
             assert_never(action)
 
@@ -180,6 +206,7 @@ def plan(
     }
     rules: list[Action] = list(_rules(observed, found, remembered or {}))
     rules += _guard(observed, found)
+    rules += _sysctls(found)
     networks: list[Action] = []
     links: list[Action] = []
     for name in sorted(restarted):
@@ -197,7 +224,9 @@ def plan(
             )
         )
     for item in found.drift:
-        if isinstance(item, d.RulesDiffer | d.GuardDiffers | d.LiveDiffers | d.BridgeMissing):
+        if isinstance(item, _ELSEWHERE):
+            continue
+        if isinstance(item, d.DnsmasqDead) and item.network in restarted:
             continue
         action = _action(item, policy, observed)
         if isinstance(action, SetBridge | AddAddress | PlugTap):
@@ -208,8 +237,19 @@ def plan(
     return (*rules, *sorted(networks, key=_rank), *links)
 
 
+# Drift that is planned for by itself.
+_ELSEWHERE = d.RulesDiffer | d.GuardDiffers | d.SysctlDiffers | d.LiveDiffers | d.BridgeMissing
+
 # Removing first frees names and subnets; a definition must be right before it is started.
-_ORDER = (RemoveNetwork, DefineNetwork, SetAutostart, UpdateDhcp, RestartNetwork, StartNetwork)
+_ORDER = (
+    RemoveNetwork,
+    DefineNetwork,
+    SetAutostart,
+    UpdateDhcp,
+    RestartNetwork,
+    StartNetwork,
+    StartDnsmasq,
+)
 
 
 def _rank(action: Action) -> int:
@@ -225,7 +265,8 @@ def _action(
     | d.Unexpected
     | d.BridgeDiffers
     | d.AddressMissing
-    | d.Unplugged,
+    | d.Unplugged
+    | d.DnsmasqDead,
     policy: Policy,
     observed: Observed,
 ) -> Action:
@@ -250,6 +291,16 @@ def _action(
             return SetAutostart(objects=objects, reason=reason, network=item.network, on=want)
         case d.Unexpected():
             return RemoveNetwork(objects=objects, reason=reason, network=item.network)
+        case d.DnsmasqDead(network=network):
+            assert observed.libvirt is not None, "drift is found in an observation"
+            live = observed.libvirt.networks[network].definition
+            return StartDnsmasq(
+                objects=objects,
+                reason=reason,
+                network=network,
+                dns=live.dns,
+                address=live.addresses[0].ip,
+            )
         case d.BridgeDiffers(bridge=bridge, differences=differences):
             values = {difference.key: difference.want for difference in differences}
             return SetBridge(
@@ -310,6 +361,23 @@ def _rules(
                 )
             )
     return actions
+
+
+def _sysctls(found: d.Diff) -> Sequence[SetSysctl]:
+    """Each once, for all networks that need it, in the order of the first of them."""
+    wanted: dict[tuple[str, str], list[d.SysctlDiffers]] = {}
+    for item in found.drift:
+        if isinstance(item, d.SysctlDiffers):
+            wanted.setdefault((item.name, item.want), []).append(item)
+    return [
+        SetSysctl(
+            objects=tuple(network_object(item.network) for item in items),
+            reason=d.text(items[0]),
+            name=name,
+            value=value,
+        )
+        for (name, value), items in wanted.items()
+    ]
 
 
 def _guard(observed: Observed, found: d.Diff) -> Sequence[WriteGuard]:
