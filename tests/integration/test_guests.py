@@ -55,6 +55,34 @@ def test_an_isolated_guest_stays_isolated(box: Hypervisor) -> None:
         box.run("virsh", "destroy", guest)
 
 
+def test_libvirt_knows_the_guest_again(box: Hypervisor) -> None:
+    guest = box.domain_guest(
+        "lab", "10.77.0.64/24", gateway="10.77.0.1", xml="<port isolated='yes'/>"
+    )
+    (before,) = box.run("virsh", "-q", "net-port-list", "lab").split()
+    record = box.run("virsh", "net-port-dumpxml", "lab", before)
+    box.run("virsh", "net-destroy", "lab")
+    box.wait_until(lambda: before in box.attempt("virsh", "net-port-list", "lab").stdout)
+    box.wait_for_state("converged")
+    assert box.run("virsh", "net-port-dumpxml", "lab", before) == record
+    assert "connections='1'" in box.run("virsh", "net-dumpxml", "lab")
+    box.run("virsh", "destroy", guest)
+    assert box.run("virsh", "-q", "net-port-list", "lab").strip() == ""
+
+
+def test_a_replugged_tap_need_not_wait_for_stp(box: Hypervisor) -> None:
+    guest = box.domain_guest("free", "10.80.0.65/24", gateway="10.80.0.1")
+    tap = tap_of(box, guest)
+    assert box.run("cat", "/sys/class/net/vbfree/bridge/stp_state") == "1\n"
+    records = len(box.history())
+    box.sh(f"ip link set {tap} nomaster")
+    box.wait_until(lambda: len(box.history()) > records, what="a record")
+    assert "state forwarding" in port(box, tap)
+    assert box.run("cat", "/sys/class/net/vbfree/bridge/stp_state") == "1\n"
+    assert box.pings(guest, "10.80.0.1")
+    box.run("virsh", "destroy", guest)
+
+
 def test_a_tap_that_is_not_libvirts_is_left_alone(box: Hypervisor) -> None:
     guest = box.guest("vblab", "10.77.0.63/24", gateway="10.77.0.1", tap="foreign0")
     box.run("ip", "link", "set", "foreign0", "nomaster")

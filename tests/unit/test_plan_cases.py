@@ -41,7 +41,8 @@ def observed(case: Path) -> Observed:
     chains = iptables_save.parse((case / "iptables-save").read_text(), Family.IPV4)
     chains |= iptables_save.parse((case / "ip6tables-save").read_text(), Family.IPV6)
     return Observed(
-        libvirt=Libvirt("9.0.0", 1, networks, taps),
+        # recorded before libvirt's ports were: take them as they are
+        libvirt=Libvirt("9.0.0", 1, networks, taps, frozenset(tap.port for tap in taps)),
         links=links(case),
         firewall=Ruleset(World.IPTABLES_NFT, chains),
     )

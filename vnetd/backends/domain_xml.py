@@ -1,6 +1,8 @@
-"""The taps in a running domain's XML. Pure."""
+"""The taps in a running domain's XML, and the record that libvirt has of each. Pure."""
 
 from __future__ import annotations
+
+import xml.etree.ElementTree as ET
 
 from vnetd.backends import xmltext
 from vnetd.core.model import IfName, Tap
@@ -22,7 +24,32 @@ def taps(text: str) -> list[Tap]:
                 device=IfName(target.get("dev", "")),
                 network=source.get("network", ""),
                 isolated=port is not None and port.get("isolated") == "yes",
+                port=source.get("portid", ""),
                 mac=mac.get("address", "").lower() if mac is not None else "",
             )
         )
     return found
+
+
+def network_port(text: str, port: str, bridge: str) -> str:
+    """The <networkport> of a tap, as libvirt's qemu driver writes it when the guest starts."""
+    domain = xmltext.read(text, "a domain")
+    for interface in domain.findall("devices/interface[@type='network']"):
+        source = interface.find("source")
+        if source is None or source.get("portid") != port:
+            continue
+        root = ET.Element("networkport")
+        ET.SubElement(root, "uuid").text = port
+        owner = ET.SubElement(root, "owner")
+        ET.SubElement(owner, "name").text = domain.findtext("name")
+        ET.SubElement(owner, "uuid").text = domain.findtext("uuid")
+        if group := source.get("portgroup"):
+            ET.SubElement(root, "group").text = group
+        root.extend(
+            item
+            for tag in ("mac", "bandwidth", "vlan", "port")
+            if (item := interface.find(tag)) is not None
+        )
+        ET.SubElement(root, "plug", type="network", bridge=bridge)
+        return ET.tostring(root, encoding="unicode")
+    raise ValueError(f"no interface has the port {port}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -34,6 +34,7 @@ from vnetd.core.model import (
 from vnetd.core.plan import (
     Action,
     DefineNetwork,
+    RecordPort,
     RemoveNetwork,
     RestartNetwork,
     SetAutostart,
@@ -78,6 +79,7 @@ class Libvirtd:
         StartNetwork,
         RestartNetwork,
         StartDnsmasq,
+        RecordPort,
     )
 
     def __init__(self, uri: str) -> None:
@@ -96,8 +98,10 @@ class Libvirtd:
         connection = self._connected()
         self._followed = observed.followed
         version, networks, taps = await self._call(lambda: _read(connection), "reading networks")
+        used = {tap.network for tap in taps}
+        ports = await self._call(lambda: _ports(connection, used), "reading ports")
         leases = await self._call(lambda: _leases(connection, self._followed), "reading leases")
-        seen = Libvirt(version, self._session, networks, taps, leases, self._lost_chains)
+        seen = Libvirt(version, self._session, networks, taps, ports, leases, self._lost_chains)
         return replace(observed, libvirt=seen)
 
     async def apply(self, action: Action) -> None:
@@ -113,6 +117,8 @@ class Libvirtd:
                 await self._start(lambda: _start(connection, name), name)
             case RestartNetwork(network=name):
                 await self._start(lambda: _restart(connection, name), name)
+            case RecordPort(network=name):
+                await self._change(lambda: _record_port(connection, action), name)
             case StartDnsmasq(network=name):
                 await self._change(lambda: _start_dnsmasq(connection, action), name)
             case RemoveNetwork(network=name):
@@ -412,6 +418,19 @@ def _taps(connection: Any) -> tuple[Tap, ...]:
     return tuple(taps)
 
 
+def _ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for name in networks:
+        try:
+            network = _lookup(connection, name)
+            if network.isActive():
+                found.update(port.UUIDString() for port in network.listAllPorts())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+                raise
+    return frozenset(found)
+
+
 def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
     found = []
     for name in sorted(networks):
@@ -498,6 +517,13 @@ def _start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
         libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
     ):
         network.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
+
+
+def _record_port(connection: Any, action: RecordPort) -> None:
+    domain = connection.lookupByName(action.domain).XMLDesc()
+    port = domain_xml.network_port(domain, action.port, action.bridge)
+    network = _lookup(connection, action.network)
+    network.portCreateXML(port, libvirt.VIR_NETWORK_PORT_CREATE_RECLAIM)
 
 
 def _remove(connection: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.core.model import Address, IfName, Link, Observed, Source
+from vnetd.core.model import Address, IfName, Link, Observed, PortState, Source
 from vnetd.core.plan import Action, AddAddress, PlugTap, SetBridge
 from vnetd.errors import BackendError
 
@@ -117,13 +117,22 @@ class Links:
 
     def _plug(self, action: PlugTap) -> None:
         ipr, tap = self._open(), self._index(action.tap)
+        bridge = self._index(action.bridge)
         if action.isolated:
             # A port comes up un-isolated: hold it down until the flag is on it.
             ipr.link("set", index=tap, state="down")
-        ipr.link("set", index=tap, master=self._index(action.bridge))
-        if action.isolated:
-            ipr.brport("set", index=tap, isolated=1)
-        ipr.link("set", index=tap, state="up")
+        if action.pause_stp:
+            # A port that joins without STP forwards at once, and goes on when STP is back: net/
+            # bridge/br_stp.c, br_make_forwarding().
+            ipr.link("set", index=bridge, kind="bridge", br_stp_state=0)
+        try:
+            ipr.link("set", index=tap, master=bridge)
+            if action.isolated:
+                ipr.brport("set", index=tap, isolated=1)
+            ipr.link("set", index=tap, state="up")
+        finally:
+            if action.pause_stp:
+                ipr.link("set", index=bridge, kind="bridge", br_stp_state=1)
 
 
 def _link(message: Any, names: dict[int, str], addresses: frozenset[Address]) -> Link:
@@ -136,6 +145,7 @@ def _link(message: Any, names: dict[int, str], addresses: frozenset[Address]) ->
     # Of masters that it does not know pyroute2 gives the port's data as bytes.
     of_bridge = port if hasattr(port, "get_attr") else None
     isolated = of_bridge.get_attr("IFLA_BRPORT_ISOLATED") if of_bridge else None
+    state = of_bridge.get_attr("IFLA_BRPORT_STATE") if of_bridge else None
     return Link(
         index=message["index"],
         name=IfName(names[message["index"]]),
@@ -146,5 +156,6 @@ def _link(message: Any, names: dict[int, str], addresses: frozenset[Address]) ->
         master=IfName(master) if master else None,
         stp=None if stp is None else bool(stp),
         isolated=bool(isolated),
+        port_state=None if state is None else PortState(state),
         addresses=addresses,
     )

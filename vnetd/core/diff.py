@@ -125,6 +125,17 @@ class Unplugged:
 
 
 @dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """libvirt has forgotten a running guest's tap: it does not count it any more."""
+
+    network: str
+    bridge: IfName
+    domain: str
+    tap: IfName
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
 class RulesDiffer:
     """One chain, as far as this network needs it: its own rules and the jumps to them."""
 
@@ -168,6 +179,7 @@ Drift = (
     | BridgeDiffers
     | AddressMissing
     | Unplugged
+    | Unrecorded
     | RulesDiffer
     | GuardDiffers
     | SysctlDiffers
@@ -217,6 +229,8 @@ def text(drift: Drift) -> str:
             return f"bridge {bridge}: address {address} is missing"
         case Unplugged(bridge=bridge, domain=domain, tap=tap):
             return f"tap {tap} of guest {domain} is not on bridge {bridge}"
+        case Unrecorded(domain=domain, tap=tap):
+            return f"libvirt has no port for tap {tap} of guest {domain}"
         case RulesDiffer(chain=chain, flaws=flaws):
             return f"{chain}: {_flaws(flaws)}"
         case GuardDiffers(rules=rules):
@@ -415,6 +429,8 @@ def _links(
         bridge, plug = bridges.get(tap.network), links.get(tap.device)
         if bridge is not None and plug is not None and plug.master != bridge:
             yield Unplugged(tap.network, bridge, tap.domain, tap.device, tap.isolated)
+        if bridge is not None and tap.port and tap.port not in libvirt.ports:
+            yield Unrecorded(tap.network, bridge, tap.domain, tap.device, tap.port)
 
 
 def _services(kept: Sequence[Definition], observed: Observed) -> Iterator[Drift]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -137,6 +137,8 @@ class Tap:
     network: str
     isolated: bool = False
     mac: str = ""
+    port: str = ""
+    """UUID of libvirt's own record of it, which goes when its network stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +156,22 @@ class Libvirt:
     session: int
     networks: Mapping[str, Network]
     taps: tuple[Tap, ...] = ()
+    ports: frozenset[str] = frozenset()
+    """UUIDs of the ports that libvirt has on record, of networks that have taps."""
     leases: tuple[Lease, ...] = ()
     """Of the networks in Observed.followed, the newest of each first."""
     lost_chains: bool = False
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
+
+
+class PortState(IntEnum):
+    """linux/if_bridge.h"""
+
+    DISABLED = 0
+    LISTENING = 1
+    LEARNING = 2
+    FORWARDING = 3
+    BLOCKING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +185,7 @@ class Link:
     master: IfName | None = None
     stp: bool | None = None
     isolated: bool = False
+    port_state: PortState | None = None
     addresses: frozenset[Address] = frozenset()
 
 

@@ -16,6 +16,7 @@ from vnetd.core.model import (
     HostAddress,
     IfName,
     Observed,
+    PortState,
     network_object,
 )
 from vnetd.core.policy import NetworkPolicy, Policy
@@ -108,9 +109,20 @@ class AddAddress(_Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlugTap(_Action):
+    """pause_stp: turn the bridge's STP off for the moment, so that the port need not wait."""
+
     tap: IfName
     bridge: IfName
     isolated: bool
+    pause_stp: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPort(_Action):
+    network: str
+    domain: str
+    port: str
+    bridge: IfName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +156,7 @@ Action = (
     | SetBridge
     | AddAddress
     | PlugTap
+    | RecordPort
     | SetSysctl
     | StartDnsmasq
 )
@@ -184,6 +197,8 @@ def text(action: Action) -> str:
             return f"add address {address} to bridge {bridge}"
         case PlugTap(tap=tap, bridge=bridge):
             return f"plug tap {tap} into bridge {bridge}"
+        case RecordPort(domain=domain, network=network):
+            return f"let libvirt know guest {domain} on network {network} again"
         case SetSysctl(name=name, value=value):
             return f"set sysctl {name} to {value}"
         case StartDnsmasq(network=network):
@@ -229,7 +244,7 @@ def plan(
         if isinstance(item, d.DnsmasqDead) and item.network in restarted:
             continue
         action = _action(item, policy, observed)
-        if isinstance(action, SetBridge | AddAddress | PlugTap):
+        if isinstance(action, SetBridge | AddAddress | PlugTap | RecordPort):
             if item.network not in restarted:
                 links.append(action)
         else:
@@ -266,7 +281,8 @@ def _action(
     | d.BridgeDiffers
     | d.AddressMissing
     | d.Unplugged
-    | d.DnsmasqDead,
+    | d.DnsmasqDead
+    | d.Unrecorded,
     policy: Policy,
     observed: Observed,
 ) -> Action:
@@ -315,13 +331,24 @@ def _action(
         case d.AddressMissing(bridge=bridge, address=address):
             return AddAddress(objects=objects, reason=reason, bridge=bridge, address=address)
         case d.Unplugged(bridge=bridge, tap=tap, isolated=isolated):
+            stp, safe = _stp(bridge, observed), _is_loop_free(bridge, observed)
             return PlugTap(
                 objects=objects,
                 reason=reason,
-                impact=_STP_WAIT if _stp(bridge, observed) else "none",
+                impact=_STP_WAIT if stp and not safe else "none",
                 tap=tap,
                 bridge=bridge,
                 isolated=isolated,
+                pause_stp=stp and safe,
+            )
+        case d.Unrecorded(domain=domain, port=port, bridge=bridge):
+            return RecordPort(
+                objects=objects,
+                reason=reason,
+                network=item.network,
+                domain=domain,
+                port=port,
+                bridge=bridge,
             )
         case _:
             assert_never(item)
@@ -412,6 +439,12 @@ def _restart_impact(network: str, observed: Observed) -> str:
     gap = "1 s" if live and live.stp is False else "6 s (STP)"
     guests = ", ".join(sorted({tap.domain for tap in taps}))
     return f"guests {guests} lose the network for about {gap}"
+
+
+def _is_loop_free(bridge: IfName, observed: Observed) -> bool:
+    """No port of the bridge is held back now. On libvirt's own bridges all ports are guests'."""
+    ports = [link for link in (observed.links or {}).values() if link.master == bridge]
+    return all(port.port_state is not PortState.BLOCKING for port in ports)
 
 
 def _stp(bridge: IfName, observed: Observed) -> bool:
