@@ -69,6 +69,7 @@ class Service:
         self._operations = operations
         self._trouble = trouble
         self._bus: MessageBus | None = None
+        self._status: Status | None = None
         self._objects: objects.Objects = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._handlers: dict[tuple[str, str], tuple[str, _Handler]] = {
@@ -101,6 +102,9 @@ class Service:
     # -- Publisher
 
     def publish(self, status: Status) -> None:
+        if status == self._status:
+            return
+        self._status = status
         old, self._objects = self._objects, objects.objects(status)
         for path in old.keys() - self._objects.keys():
             self._emit(

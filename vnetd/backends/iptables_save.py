@@ -13,15 +13,16 @@ from vnetd.core.rules.iptables import BUILTIN_CHAINS
 def parse(text: str, family: Family) -> dict[Chain, tuple[str, ...]]:
     """All chains: other people's as well, for libvirt's jumps stand among theirs."""
     chains: dict[Chain, list[str]] = {}
-    table = ""
+    table, of_table = "", dict[str, list[str]]()
     for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith(":"):
-            chains[Chain(family, table, line[1:].split(" ", 1)[0])] = []
-        elif line.startswith("-A "):
+        if line.startswith("-A "):
             name, _, rule = line[3:].partition(" ")
-            chains[Chain(family, table, name)].append(rule)
+            of_table[name].append(rule)
+        elif line.startswith("*"):
+            table, of_table = line[1:], {}
+        elif line.startswith(":"):
+            name = line[1:].split(" ", 1)[0]
+            of_table[name] = chains[Chain(family, table, name)] = []
     return {chain: tuple(rules) for chain, rules in chains.items()}
 
 

@@ -8,6 +8,7 @@ of the order in which libvirt writes them, and the network that came last stands
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Interface
 
 from vnetd.core.model import Address, Chain, Chains, Definition, Family, Mode, Ruleset
@@ -44,7 +45,9 @@ def targets(chain: Chain) -> dict[str, Chain]:
     return {f"-j {name}": Chain(chain.family, chain.table, name) for name in names}
 
 
-def network_rules(network: Definition) -> dict[Chain, tuple[str, ...]]:
+# A pass asks for each network's rules several times, and a flush is repaired no sooner.
+@lru_cache(maxsize=4096)
+def network_rules(network: Definition) -> Mapping[Chain, tuple[str, ...]]:
     """One active network's rules, in reading order."""
     if not network.mode.has_rules or network.bridge is None:
         return {}
@@ -99,18 +102,22 @@ def order(networks: Sequence[Definition], ruleset: Ruleset) -> list[Definition]:
     Each network has one rule in FWX; a broken ruleset may lack some of them there, so the chain
     that names most networks decides. Networks that no chain names come first, as if just started.
     """
+    rules = [(network, network_rules(network)) for network in networks]
     best: list[Definition] = []
     for chain in PRIVATE_CHAINS:
         lines = ruleset.chains.get(chain, ())
         places = {line: place for place, line in reversed(list(enumerate(lines)))}
         found: list[tuple[int, Definition]] = []
-        for network in networks:
-            hits = [places[r] for r in network_rules(network).get(chain, ()) if r in places]
+        for network, own in rules:
+            hits = [places[rule] for rule in own.get(chain, ()) if rule in places]
             if hits:
                 found.append((min(hits), network))
         if len(found) > len(best):
             best = [network for _, network in sorted(found, key=lambda item: item[0])]
-    return [network for network in networks if network not in best] + best
+        if len(best) == len(networks):
+            break
+    named = {network.name for network in best}
+    return [network for network in networks if network.name not in named] + best
 
 
 def family(address: Address) -> Family:

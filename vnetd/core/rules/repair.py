@@ -42,6 +42,8 @@ class Edit:
 
 
 def flaws(observed: Sequence[str], expected: Sequence[str]) -> Flaws:
+    if list(observed) == list(expected):  # most chains, most of the time
+        return Flaws()
     rank = {rule: place for place, rule in enumerate(expected)}
     ours = [rule for rule in observed if rule in rank]
     copies = Counter(ours)
