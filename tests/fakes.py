@@ -23,6 +23,7 @@ from vnetd.core.model import (
     Source,
     World,
 )
+from vnetd.core.packets.firewall import Firewall
 from vnetd.core.plan import (
     Action,
     AddAddress,
@@ -142,6 +143,7 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
     ),
     Source.LINKS: (AddAddress, PlugTap, SetBridge),
     Source.FIREWALL: (RestoreRules,),
+    Source.FILTERS: (),
 }
 
 
@@ -165,6 +167,8 @@ class _Backend:
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
                 return replace(observed, firewall=Ruleset(World.IPTABLES_NFT, chains))
+            case Source.FILTERS:
+                return replace(observed, filters=Firewall())
 
     async def apply(self, action: Action) -> None:
         self._host.apply(action)

@@ -19,6 +19,7 @@ from systemd import daemon as systemd
 from vnetd import journal
 from vnetd.api.service import Service
 from vnetd.backends import files
+from vnetd.backends.filters import Filters
 from vnetd.backends.history import History
 from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
@@ -73,7 +74,7 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._backends = (Libvirtd(options.connect), Links(), Iptables())
+        self._backends = (Libvirtd(options.connect), Links(), Iptables(), Filters())
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock)
         self._reconciler.observe_only = options.observe

@@ -354,7 +354,7 @@ class Reconciler:
             self._drifting.discard(object_)
             self._failures.pop(object_, None)
         for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):
-            incident = _Incident((conflict.text,), None)
+            incident = _Incident((conflict.text,), conflict.cause)
             self._record(conflict.object, incident, Outcome.CONFLICT, ms)
         self._conflicts = frozenset(found.conflicts)
 

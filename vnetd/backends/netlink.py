@@ -17,6 +17,8 @@ _RECEIVE_BUFFER = 8 * 1024 * 1024
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
 _LINK_GROUPS = (1, 5, 9)
+# RTNLGRP_IPV4_ROUTE, _IPV6_ROUTE
+_ROUTE_GROUPS = (7, 11)
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NFTABLES_GROUP = 7
 _SUBSYS_NFTABLES = 10
@@ -39,6 +41,10 @@ class Generation:
 
 def open_link_events() -> socket.socket:
     return _open(_NETLINK_ROUTE, _LINK_GROUPS)
+
+
+def open_route_events() -> socket.socket:
+    return _open(_NETLINK_ROUTE, _ROUTE_GROUPS)
 
 
 def open_nftables_events() -> socket.socket:
@@ -67,6 +73,11 @@ def drain(events: socket.socket, on_data: Callable[[bytes | None], None]) -> Non
             if error.errno != errno.ENOBUFS:
                 raise
             on_data(None)
+
+
+def has_default_route(data: bytes) -> bool:
+    """Whether one is among the routes that changed: struct rtmsg, dst_len."""
+    return any(len(body) > 1 and body[1] == 0 for _, body in _messages(data))
 
 
 class Generations:

@@ -47,6 +47,7 @@ def parse(text: str) -> Definition:
         nat_ports=_nat_ports(nat),
         guest_ipv6=root.get("ipv6") == "yes",
         tftp=_tftp(ips),
+        dns=_get(root.find("dns"), "enable") != "no",
         made_by_vnetd=root.find(f"metadata/{_MARK}") is not None,
     )
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from vnetd.core import foreign
 from vnetd.core.model import (
     Address,
+    Cause,
     Chain,
     Definition,
     DhcpHost,
@@ -24,6 +26,7 @@ from vnetd.core.model import (
     World,
     network_object,
 )
+from vnetd.core.packets.firewall import Firewall
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
 from vnetd.core.rules import iptables, repair
 from vnetd.core.wording import few
@@ -149,8 +152,11 @@ Drift = (
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
+    """cause: who made it, if the kernel told while vnetd was looking."""
+
     object: str
     text: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +231,9 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.firewall is not None and observed.firewall.world is World.IPTABLES_NFT:
         chains = _expected_chains(kept, libvirt.lost_chains, observed.firewall, remembered)
         found += _rules(kept, observed.firewall, chains)
+    if observed.filters is not None:
+        firewall = foreign.with_libvirts(observed.filters, chains or {})
+        found += _foreign(kept, firewall)
     return Diff(
         drift=tuple(item for item in found if not isinstance(item, Conflict)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
@@ -398,6 +407,12 @@ def _rules(
                 needs = set(own.get(chain, ()))
             if hit := flaws.only(needs):
                 yield RulesDiffer(name, chain, hit)
+
+
+def _foreign(kept: Sequence[Definition], firewall: Firewall) -> Iterator[Conflict]:
+    for network in kept:
+        for block in foreign.blocks(network, kept, firewall):
+            yield Conflict(network_object(network.name), str(block), block.cause)
 
 
 def _flaws(flaws: repair.Flaws) -> str:

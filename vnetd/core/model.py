@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from typing import NewType
 
-IfName = NewType("IfName", str)
+from vnetd.core.basics import Cause as Cause
+from vnetd.core.basics import Family as Family
+from vnetd.core.basics import IfName as IfName
+from vnetd.core.packets.firewall import Firewall
+
 Address = IPv4Interface | IPv6Interface
 HostAddress = IPv4Address | IPv6Address
 
@@ -19,6 +22,7 @@ class Source(StrEnum):
     LIBVIRT = "libvirt"
     LINKS = "links"
     FIREWALL = "firewall"
+    FILTERS = "filters"
 
 
 class Mode(StrEnum):
@@ -97,6 +101,7 @@ class Definition:
     guest_ipv6: bool = False
     """ipv6='yes': guests may speak IPv6 to each other without an address of the host."""
     tftp: bool = False
+    dns: bool = True
     made_by_vnetd: bool = False
 
 
@@ -152,11 +157,6 @@ class Link:
     addresses: frozenset[Address] = frozenset()
 
 
-class Family(StrEnum):
-    IPV4 = "ip"
-    IPV6 = "ip6"
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Chain:
     family: Family
@@ -192,18 +192,7 @@ class Observed:
     libvirt: Libvirt | None = None
     links: Mapping[IfName, Link] | None = None
     firewall: Ruleset | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """The process that did it, as the kernel named it. parents: its ancestors, nearest first."""
-
-    process: str
-    pid: int
-    parents: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return " < ".join((f"{self.process}[{self.pid}]", *self.parents))
+    filters: Firewall | None = None
 
 
 def network_object(name: str) -> str:
