@@ -18,17 +18,19 @@ from systemd import daemon as systemd
 
 from vnetd import journal
 from vnetd.api.service import Service
-from vnetd.backends import files
+from vnetd.backends import files, scene
 from vnetd.backends.filters import Filters
 from vnetd.backends.history import History
 from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.core import policy as policy_core
+from vnetd.core import why
 from vnetd.core.model import Cause
 from vnetd.core.plan import Action
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
+from vnetd.core.why import Answer
 from vnetd.core.wording import few
 from vnetd.errors import BackendError, PolicyError, VnetdError
 from vnetd.reconcile import Clock, Reconciler
@@ -116,6 +118,12 @@ class _Daemon:
 
     async def plan(self) -> Sequence[Action]:
         return await self._reconciler.plan()
+
+    async def why(self, subject: str, destination: str) -> Answer:
+        """Raises VnetdError for a subject or destination that there is not."""
+        observed, found = await self._reconciler.look()
+        asked = why.question(observed, subject, destination)
+        return why.answer(asked, observed, found, await scene.look(asked))
 
     def reload(self) -> None:
         """Raises PolicyError; the policy in force then stays."""

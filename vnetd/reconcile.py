@@ -193,6 +193,12 @@ class Reconciler:
             await self._observe(ALL_SOURCES)
             return self._think()[1]
 
+    async def look(self) -> tuple[Observed, d.Diff]:
+        """Everything as it is now, and what is wrong with it. Changes nothing."""
+        async with self._passing:
+            await self._observe(ALL_SOURCES)
+            return self._observed, self._think()[0]
+
     def busy_since(self) -> float | None:
         """When the pass under way began (monotonic); None while idle."""
         return self._pass_started

@@ -162,7 +162,7 @@ MAP = {
         ([match(STATE, ["established", "related"], "in"), DROP], (), "accept"),
         ([match({"meta": {"key": "mark"}}, 1), DROP], (), "may drop"),
         ([match(IIF, {"set": [{"range": ["", ""]}]}), DROP], (), "may drop"),
-        ([match({"meta": {"key": "iif"}}, 69), DROP], (), "accept"),
+        ([match({"meta": {"key": "iif"}}, "69"), DROP], (), "accept"),
         ([match(IIF, "vb*"), {"counter": {}}, {"reject": None}], (), "reject"),
         ([{"limit": {"rate": 3, "per": "second"}}, DROP], (), "may drop"),
         ([match({"ct": {"key": "status"}}, "dnat", "in"), DROP], (), "accept"),
@@ -261,3 +261,21 @@ def test_rules_of_libvirt_that_are_missing_accuse_nobody() -> None:
 
 def test_an_open_network_is_the_admins_own_to_open() -> None:
     assert told(recorded("docker-20.10.24", Tool.LEGACY), replace(LAB, mode=Mode.OPEN)) == {}
+
+
+def test_devices_of_ingress_chains_are_read() -> None:
+    text = """table inet a {
+\tchain f {
+\t\ttype filter hook ingress devices = { lo, vblab } priority filter; policy accept;
+\t}
+}
+table netdev b {
+\tchain g {
+\t\ttype filter hook ingress device "vblab" priority filter; policy accept;
+\t}
+}
+"""
+    assert nft_json.devices(text) == {
+        Place(Tool.NFT, "inet", "a", "f"): frozenset({"lo", "vblab"}),
+        Place(Tool.NFT, "netdev", "b", "g"): frozenset({"vblab"}),
+    }

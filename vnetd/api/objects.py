@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dbus_next.signature import Variant
@@ -13,6 +15,7 @@ from vnetd.core import plan as p
 from vnetd.core.model import Cause
 from vnetd.core.record import Record
 from vnetd.core.status import NetworkStatus, Status
+from vnetd.core.why import Answer
 
 Properties = dict[str, Variant]
 Objects = dict[str, dict[str, Properties]]
@@ -33,6 +36,20 @@ def action(item: p.Action) -> Properties:
         "reason": Variant("s", item.reason),
         "impact": Variant("s", item.impact),
     }
+
+
+def answer(item: Answer) -> str:
+    """As JSON: its shape grows with what is found on the way."""
+    asked = item.question
+    return json.dumps(
+        {
+            "network": asked.network,
+            "guest": asked.guest,
+            "destination": str(asked.destination) if asked.destination else None,
+            "verdict": item.word.value,
+            "steps": [asdict(step) for step in item.steps],
+        }
+    )
 
 
 def record(item: Record) -> Properties:

@@ -15,7 +15,7 @@ from vnetd.backends import iptables_rules, netlink, nft_json, process
 from vnetd.backends.base import Poke
 from vnetd.core.model import Cause, Family, IfName, Observed, Source
 from vnetd.core.packets.evaluate import only_blocking
-from vnetd.core.packets.firewall import FilterChain, Firewall, Place, Rule, Tool, Verdict
+from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
 from vnetd.core.plan import Action
 from vnetd.errors import BackendError
 
@@ -133,6 +133,11 @@ async def _read() -> dict[Place, FilterChain]:
         chains = nft_json.parse(await process.run(["nft", "-j", "list", "ruleset"]))
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"nft -j list ruleset: not understood: {error}") from error
+    if any(chain.base and UNTOLD in chain.base.devices for chain in chains.values()):
+        for place, names in nft_json.devices(await process.run(["nft", "list", "chains"])).items():
+            chain = chains.get(place)
+            if chain is not None and chain.base is not None:
+                chains[place] = replace(chain, base=replace(chain.base, devices=names))
     for family, prefix in _IPTABLES.items():
         own = {p.table for p in chains if p.family == family.value} & _IPTABLES_TABLES
         if own:

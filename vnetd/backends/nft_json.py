@@ -48,6 +48,8 @@ _PAYLOAD = {
     "protocol": Field.PROTOCOL,
     "nexthdr": Field.PROTOCOL,
 }
+# nft says the link's name, or the bare number of one that is gone: nothing comes from there.
+_BY_INDEX = ({"meta": {"key": "iif"}}, {"meta": {"key": "oif"}})
 _ADDRESSES = {Field.SOURCE, Field.DESTINATION}
 _PORTS = {Field.SOURCE_PORT, Field.DESTINATION_PORT}
 _NAMES = {"ipv4": "ip", "ipv6": "ip6", "icmpv6": "ipv6-icmp", "ipv6-icmp": "ipv6-icmp"}
@@ -104,6 +106,23 @@ def parse(text: str) -> dict[Place, FilterChain]:
     return {
         place: replace(chain, rules=tuple(rules.get(place, ()))) for place, chain in chains.items()
     }
+
+
+def devices(text: str) -> dict[Place, frozenset[str]]:
+    """Of ingress chains, from nft's list of chains: its JSON leaves them out."""
+    found, table, chain = {}, ["", ""], ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = words[1:3]
+        elif words[:1] == ["chain"]:
+            chain = words[1]
+        elif " device" in line and words[:1] == ["type"]:
+            names = line.partition(" device")[2].partition(" priority ")[0].lstrip("s= ")
+            listed = names.replace('"', "").strip("{ }").split(",")
+            place = Place(Tool.NFT, table[0], table[1], chain)
+            found[place] = frozenset(name.strip() for name in listed)
+    return found
 
 
 def _base(chain: Mapping[str, Any]) -> Base | None:
@@ -194,6 +213,8 @@ def _matches(
         if isinstance(right, str) and right.startswith("@"):
             right = {"set": sets.find(rule["family"], rule["table"], right[1:])}
         values = _values(field, right)
+        if left in _BY_INDEX:
+            values = frozenset(f"#{name}" if str(name).isdigit() else name for name in values)
     except (_Odd, ValueError, KeyError, TypeError):
         return [*implied, Unknown(_said(left))]
     if op not in ("==", "!=", "in"):
@@ -272,8 +293,6 @@ def _ports(item: Any) -> Span:
 
 
 def _word(field: Field, item: Any) -> str:
-    if field in (Field.IIF, Field.OIF) and isinstance(item, int):
-        return f"#{item}"  # an index without a link: nothing comes from there any more
     if not isinstance(item, str) or not item:
         raise _Odd(item)
     if field is Field.FAMILY and item not in ("ipv4", "ipv6", "ip", "ip6"):

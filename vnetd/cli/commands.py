@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,17 @@ async def history(arguments: argparse.Namespace) -> int:
     else:
         render.print_history(found)
     return OK
+
+
+async def why(arguments: argparse.Namespace) -> int:
+    body = [arguments.subject, arguments.destination]
+    (text,) = await _call("Why", "ss", body, seconds=_LONG_SECONDS)
+    answer = json.loads(text)
+    if arguments.json:
+        render.print_json(answer)
+    else:
+        render.print_answer(answer)
+    return DRIFTED if answer["verdict"] == "blocked" else OK
 
 
 async def watch(arguments: argparse.Namespace) -> int:

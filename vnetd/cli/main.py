@@ -17,7 +17,7 @@ exit codes:
   0  fine
   1  failed
   2  wrong usage
-  3  drifted or degraded (status, plan)
+  3  drifted or degraded (status, plan); blocked (why)
   4  the daemon cannot be reached
   5  not authorised
 """
@@ -48,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "reconcile": commands.reconcile,
         "reload": commands.reload,
         "history": commands.history,
+        "why": commands.why,
         "watch": commands.watch,
         "pause": commands.pause,
         "resume": commands.resume,
@@ -100,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     history = add("history", "show what broke, who did it, and what was done")
     history.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N records")
+    why = add("why", "show a guest's way to a destination, and what blocks it")
+    why.add_argument("subject", metavar="NETWORK|GUEST")
+    why.add_argument(
+        "destination",
+        nargs="?",
+        default="",
+        metavar="DESTINATION",
+        help="an IP address; the default gateway if none is named",
+    )
     add("watch", "print drift and repairs as they happen")
     pause = add("pause", "change nothing for a while")
     pause.add_argument("seconds", type=int, metavar="SECONDS")

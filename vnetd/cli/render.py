@@ -108,6 +108,16 @@ def print_plan(actions: Any) -> None:
         print(f"   running guests lose: {clean(action['impact'])}")
 
 
+def print_answer(answer: Mapping[str, Any]) -> None:
+    words = {"ok": "ok", "maybe": "maybe", "blocked": "BLOCKED"}
+    for step in answer["steps"]:
+        print(f"{words[step['word']]:8} {clean(step['at'])}: {clean(step['text'])}")
+        if step["process"]:
+            print(f"         made by: {clean(step['process'])}")
+        if step["cure"]:
+            print(f"         cure: {clean(step['cure'])}")
+
+
 def print_history(records: Sequence[Mapping[str, Any]]) -> None:
     if not records:
         print("nothing has been repaired yet")
