@@ -331,6 +331,10 @@ class Hypervisor:
     def pings(self, guest: str, address: str) -> bool:
         return self.succeeds("ping", "-qc1", "-W1", address, guest=guest)
 
+    def asks(self, guest: str, *question: str) -> bool:
+        """Whether what a guest asks (dns SERVER, dhcp INTERFACE, tcp ADDRESS PORT) is answered."""
+        return self.succeeds(*_module("tests.lab.ask"), *question, guest=guest)
+
     @contextlib.contextmanager
     def probing(self, guest: str, address: str = WAN) -> Iterator[Outage]:
         """Open a new flow from the guest every 2 ms meanwhile; the outcome is in the Outage."""

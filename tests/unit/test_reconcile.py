@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from tests.fakes import FakeHost, Published, nat
+from vnetd.backends.filters import Filters
 from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
@@ -239,5 +240,5 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 
 def test_every_action_has_a_backend() -> None:
-    taken = [*Libvirtd.actions, *Links.actions, *Iptables.actions]
+    taken = [*Libvirtd.actions, *Links.actions, *Iptables.actions, *Filters.actions]
     assert sorted(taken, key=str) == sorted(get_args(Action), key=str)

@@ -16,7 +16,7 @@ from vnetd.backends.base import Poke
 from vnetd.core.model import Cause, Family, IfName, Observed, Source
 from vnetd.core.packets.evaluate import only_blocking
 from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
-from vnetd.core.plan import Action
+from vnetd.core.plan import Action, SetAccepts, SetZone
 from vnetd.errors import BackendError
 
 # Events come one a rule: a look at the whole firewall waits until the writer has had its say, and
@@ -34,6 +34,7 @@ _BRIDGED = {
     Family.IPV4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
     Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
 }
+_FIREWALLD = "org.fedoraproject.FirewallD1"
 # linux/netfilter.h: NFPROTO_*
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
@@ -42,7 +43,7 @@ _Key = tuple[Place, str]
 
 class Filters:
     source = Source.FILTERS
-    actions: tuple[type[Action], ...] = ()
+    actions: tuple[type[Action], ...] = (SetAccepts, SetZone)
 
     def __init__(self) -> None:
         self._events = netlink.open_nftables_events()
@@ -51,6 +52,7 @@ class Filters:
         self._writers: dict[tuple[str, str], Cause] = {}
         self._known: frozenset[_Key] | None = None
         self._origins: dict[_Key, Cause] = {}
+        self._zoned: dict[str, tuple[str, str]] = {}
         self._changed = asyncio.Event()
         self._rest_until = 0.0
 
@@ -65,6 +67,8 @@ class Filters:
                 uplinks=await _uplinks(),
                 bridged=frozenset(f for f, path in _BRIDGED.items() if _text(path) == "1"),
                 origins=self._remember(chains, writers),
+                zones=await _zones() if _has_firewalld(chains) else {},
+                zoned=dict(self._zoned),
             )
         finally:
             now = time.monotonic()
@@ -72,7 +76,25 @@ class Filters:
         return replace(observed, filters=firewall)
 
     async def apply(self, action: Action) -> None:
-        raise AssertionError(action)
+        match action:
+            case SetAccepts(place=place):
+                await process.run(_restore(place), _edits(action))
+            case SetZone():
+                await self._set_zone(action)
+            case _:
+                raise AssertionError(action)
+
+    async def _set_zone(self, action: SetZone) -> None:
+        bridge = action.bridge
+        before = (await _zones()).get(bridge, "")
+        if action.zone:
+            await _firewalld("changeZoneOfInterface", "ss", action.zone, bridge)
+        else:
+            await _firewalld("removeInterface", "ss", "", bridge)
+        if bridge in self._zoned and self._zoned[bridge][1] == action.zone:
+            del self._zoned[bridge]
+        else:
+            self._zoned.setdefault(bridge, (action.network, before))
 
     async def watch(self, poke: Poke) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -153,6 +175,43 @@ async def _read() -> dict[Place, FilterChain]:
 
 def _in(place: Place, family: Family, tables: frozenset[str]) -> bool:
     return place.family == family.value and place.table in tables
+
+
+def _has_firewalld(chains: Mapping[Place, FilterChain]) -> bool:
+    return any(place.table == "firewalld" for place in chains)
+
+
+async def _zones() -> dict[str, str]:
+    """Interface → zone; empty where firewalld has left its tables behind and answers no more."""
+    try:
+        text = await _firewalld("getActiveZones")
+    except BackendError:
+        return {}
+    (zones,) = json.loads(text)["data"]
+    return {name: zone for zone, of in zones.items() for name in of.get("interfaces", ())}
+
+
+async def _firewalld(method: str, *arguments: str) -> str:
+    """Its D-Bus API at run time: what is permanent is the admin's. By busctl: this side of vnetd
+    holds no connection to the bus.
+    """
+    path = f"/{_FIREWALLD.replace('.', '/')}"
+    call = ("busctl", "--system", "--json=short", "call", _FIREWALLD, path, f"{_FIREWALLD}.zone")
+    return await process.run([*call, method, *arguments])
+
+
+def _restore(place: Place) -> list[str]:
+    prefix = _IPTABLES[Family(place.family)]
+    flavour = "legacy" if place.tool is Tool.LEGACY else "nft"
+    return [f"{prefix}-{flavour}-restore", "--noflush", "--wait", "5"]
+
+
+def _edits(action: SetAccepts) -> str:
+    chain = action.place.chain
+    lines = [f"*{action.place.table}"]
+    lines += [f"-D {chain} {rule}" for rule in action.remove]
+    lines += [f"-I {chain} {at} {rule}" for at, rule in enumerate(action.add, action.position)]
+    return "\n".join([*lines, "COMMIT", ""])
 
 
 async def _uplinks() -> dict[Family, frozenset[IfName]]:

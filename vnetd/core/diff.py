@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from vnetd.core import foreign
+from vnetd.core import coexist, foreign
 from vnetd.core.model import (
     Address,
     Cause,
@@ -147,6 +147,8 @@ Drift = (
     | AddressMissing
     | Unplugged
     | RulesDiffer
+    | coexist.AcceptsDiffer
+    | coexist.ZoneDiffers
 )
 
 
@@ -195,6 +197,8 @@ def text(drift: Drift) -> str:
             return f"tap {tap} of guest {domain} is not on bridge {bridge}"
         case RulesDiffer(chain=chain, flaws=flaws):
             return f"{chain}: {_flaws(flaws)}"
+        case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
+            return str(drift)
         case _:
             assert_never(drift)
 
@@ -208,6 +212,8 @@ def source(drift: Drift) -> Source:
     match drift:
         case RulesDiffer():
             return Source.FIREWALL
+        case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
+            return Source.FILTERS
         case BridgeMissing() | BridgeDiffers() | AddressMissing() | Unplugged():
             return Source.LINKS
         case _:
@@ -233,7 +239,7 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         found += _rules(kept, observed.firewall, chains)
     if observed.filters is not None:
         firewall = foreign.with_libvirts(observed.filters, chains or {})
-        found += _foreign(kept, firewall)
+        found += _foreign(policy, kept, firewall)
     return Diff(
         drift=tuple(item for item in found if not isinstance(item, Conflict)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
@@ -409,10 +415,13 @@ def _rules(
                 yield RulesDiffer(name, chain, hit)
 
 
-def _foreign(kept: Sequence[Definition], firewall: Firewall) -> Iterator[Conflict]:
-    for network in kept:
-        for block in foreign.blocks(network, kept, firewall):
-            yield Conflict(network_object(network.name), str(block), block.cause)
+def _foreign(
+    policy: Policy, kept: Sequence[Definition], firewall: Firewall
+) -> Iterator[Drift | Conflict]:
+    terms = coexist.terms(policy.coexist, kept, firewall)
+    yield from terms.drift
+    for block in terms.left:
+        yield Conflict(network_object(block.network), str(block), block.cause)
 
 
 def _flaws(flaws: repair.Flaws) -> str:

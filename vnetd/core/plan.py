@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from vnetd.core import coexist
 from vnetd.core import diff as d
 from vnetd.core.model import (
     Address,
@@ -17,6 +18,7 @@ from vnetd.core.model import (
     Observed,
     network_object,
 )
+from vnetd.core.packets.firewall import Place
 from vnetd.core.policy import NetworkPolicy, Policy
 from vnetd.core.rules import iptables, repair
 
@@ -45,6 +47,25 @@ class RestoreRules(_Action):
 
     family: Family
     chains: tuple[ChainEdits, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAccepts(_Action):
+    """position: from 1, of the first to add, once those to remove are gone."""
+
+    place: Place
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetZone(_Action):
+    """zone: "" takes the bridge out of any."""
+
+    network: str
+    bridge: IfName
+    zone: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +126,8 @@ class PlugTap(_Action):
 
 Action = (
     RestoreRules
+    | SetAccepts
+    | SetZone
     | RemoveNetwork
     | DefineNetwork
     | SetAutostart
@@ -127,6 +150,12 @@ def text(action: Action) -> str:
             count = sum(1 for chain in chains for edit in chain.edits if edit.position)
             version = "IPv4" if family is Family.IPV4 else "IPv6"
             return f"restore {count} {version} rules in {len(chains)} chains"
+        case SetAccepts(place=place, add=add, remove=remove):
+            parts = [f"add {len(add)}"] if add else []
+            parts += [f"remove {len(remove)}"] if remove else []
+            return f"{', '.join(parts)} accepts of vnetd in {place}"
+        case SetZone(bridge=bridge, zone=zone):
+            return f"put bridge {bridge} into firewalld's zone {zone or 'by default'}"
         case RemoveNetwork(network=network):
             return f"stop and undefine network {network}"
         case DefineNetwork(policy=policy):
@@ -184,6 +213,9 @@ def plan(
         )
     for item in found.drift:
         if isinstance(item, d.RulesDiffer | d.LiveDiffers | d.BridgeMissing):
+            continue
+        if isinstance(item, coexist.AcceptsDiffer | coexist.ZoneDiffers):
+            rules.append(_with_others(item))
             continue
         action = _action(item, policy, observed)
         if isinstance(action, SetBridge | AddAddress | PlugTap):
@@ -296,6 +328,30 @@ def _rules(
                 )
             )
     return actions
+
+
+def _with_others(item: coexist.AcceptsDiffer | coexist.ZoneDiffers) -> SetAccepts | SetZone:
+    objects = (network_object(item.network),)
+    match item:
+        case coexist.AcceptsDiffer():
+            return SetAccepts(
+                objects=objects,
+                reason=str(item),
+                place=item.place,
+                add=item.missing,
+                remove=item.unexpected,
+                position=item.position + 1,
+            )
+        case coexist.ZoneDiffers():
+            return SetZone(
+                objects=objects,
+                reason=str(item),
+                network=item.network,
+                bridge=item.bridge,
+                zone=item.want,
+            )
+        case _:
+            assert_never(item)
 
 
 def _restart_impact(network: str, observed: Observed) -> str:

@@ -30,6 +30,14 @@ class Unlisted(StrEnum):
     IGNORE = "ignore"
 
 
+class Coexist(StrEnum):
+    """Other firewall tools, in whose own places vnetd may let networks through."""
+
+    DOCKER = "docker"
+    UFW = "ufw"
+    FIREWALLD = "firewalld"
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
     """One [networks.NAME]. None: the policy does not say, so it cannot drift."""
@@ -54,6 +62,7 @@ class Policy:
     enforcement: Enforcement = Enforcement.ENFORCE
     unlisted: Unlisted = Unlisted.PROTECT
     resync: float = 300.0
+    coexist: frozenset[Coexist] = frozenset(Coexist)
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
     present: bool = True
 
@@ -230,6 +239,9 @@ def _policy(root: _Table) -> Policy:
     enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
     unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
     resync = general.parsed("resync", _duration, 'write a duration such as "5min"')
+    coexist: Iterable[Coexist] = Coexist
+    if "coexist" in general:
+        coexist = general.list("coexist", _coexist, _one_of(Coexist).removeprefix("write "))
     general.close()
     sections = root.table("networks", "write a table per network: [networks.NAME]")
     networks = {}
@@ -249,6 +261,7 @@ def _policy(root: _Table) -> Policy:
         enforcement=enforcement or Enforcement.ENFORCE,
         unlisted=unlisted or Unlisted.PROTECT,
         resync=resync or Policy().resync,
+        coexist=frozenset(coexist),
         networks=networks,
     )
 
@@ -467,6 +480,15 @@ def _range(text: str) -> DhcpRange:
     if int(end) < int(start):
         raise ValueError(f'ends before it starts; write "{end}-{start}"')
     return DhcpRange(start, end)
+
+
+def _coexist(text: str) -> Coexist:
+    try:
+        return Coexist(text)
+    except ValueError:
+        near = _near(text, list(Coexist))
+        better = f'; do you mean "{near}"?' if near else ""
+        raise ValueError(f"is not a tool that vnetd knows{better}") from None
 
 
 def _mac(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vnetd.core.packets.firewall import (
+    MARK,
     UNTOLD,
     Chains,
     FilterChain,
@@ -190,7 +191,7 @@ def _covered(span: Span, wanted: Spans) -> Truth:
 
 
 def only_blocking(chains: Chains) -> dict[Place, FilterChain]:
-    """Without what can stop nothing: most rules of a host translate or count."""
+    """Without what can stop nothing and is not vnetd's: most rules of a host translate or count."""
     kept: dict[Place, FilterChain] = {}
     for chain in chains.values():
         if chain.base is None:
@@ -199,6 +200,8 @@ def only_blocking(chains: Chains) -> dict[Place, FilterChain]:
         rules = [rule for place in reached for rule in chains[place].rules]
         if chain.base.policy.blocks or any(_blocks(rule) for rule in rules):
             kept.update({place: chains[place] for place in reached})
+    marked = (c for c in chains.values() if any(r.comment.startswith(MARK) for r in c.rules))
+    kept.update({chain.place: chain for chain in marked})
     return kept
 
 

@@ -38,6 +38,9 @@ class Tool(StrEnum):
     LEGACY = "iptables-legacy"
 
 
+MARK = "vnetd:"
+"""Begins the comment of every rule that vnetd puts into another tool's chain."""
+
 UNTOLD = "?"
 """A device of an ingress hook whose name nft does not show."""
 
@@ -154,7 +157,8 @@ class Firewall:
 
     bridged: families whose bridged frames br_netfilter takes through the hooks of IP as well.
     origins: who made a rule ("" is the policy), where the kernel named the process meanwhile.
-    zones: of firewalld, interface → zone.
+    zones: of firewalld, interface → zone. zoned: bridges that vnetd itself has put into one, each
+    with its network and the zone before.
     """
 
     chains: Chains = field(default_factory=dict)
@@ -162,6 +166,7 @@ class Firewall:
     bridged: frozenset[Family] = frozenset()
     origins: Mapping[tuple[Place, str], Cause] = field(default_factory=dict)
     zones: Mapping[str, str] = field(default_factory=dict)
+    zoned: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def without(self, comment: str) -> Firewall:
         """As it would be without the rules whose comment begins so."""
@@ -171,10 +176,11 @@ class Firewall:
         }
         return replace(self, chains=chains)
 
-    def with_first(self, place: Place, rules: Iterable[Rule]) -> Firewall:
-        """As it would be with these in front of a chain."""
+    def with_rules(self, place: Place, position: int, rules: Iterable[Rule]) -> Firewall:
+        """As it would be with these in a chain, before the rule of that number from 0."""
         chain = self.chains[place]
-        chain = replace(chain, rules=(*rules, *chain.rules))
+        before, after = chain.rules[:position], chain.rules[position:]
+        chain = replace(chain, rules=(*before, *rules, *after))
         return replace(self, chains={**self.chains, place: chain})
 
 
