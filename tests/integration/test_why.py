@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -384,3 +385,86 @@ def test_questions_without_an_answer_say_so(box: Hypervisor, arguments: tuple[st
     done = box.vnetctl("why", *arguments)
     assert done.returncode == 1
     assert arguments[-1] in done.stderr
+
+
+# -- by real packets
+
+
+def probe(box: Hypervisor, *arguments: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Exit code, and what became of the DNS query and of the connection to the destination."""
+    done = box.vnetctl("--json", "why", "--probe", *arguments)
+    assert done.stdout, done.stderr
+    dns, tcp = json.loads(done.stdout)["probe"]
+    return done.returncode, dns, tcp
+
+
+def leftovers(box: Hypervisor) -> str:
+    """Links, tables and processes of a probe."""
+    seen = box.run("ip", "-o", "link") + box.run("nft", "list", "tables") + box.run("ps", "ax")
+    marks = ("vnp", "vnetd_probe", "nft monitor", "nft -i")
+    return "\n".join(line for line in seen.splitlines() if any(mark in line for mark in marks))
+
+
+def test_a_probe_gets_through_and_leaves_nothing(box: Hypervisor) -> None:
+    code, dns, tcp = probe(box, "lab")
+    assert (code, dns["answered"], tcp["answered"]) == (0, True, True)
+    assert "ip filter LIBVIRT_FWO" in " ".join(tcp["path"])
+    assert leftovers(box) == ""
+
+
+@pytest.mark.parametrize(
+    ("seed", "undo", "question", "dropped", "rule"),
+    [
+        (
+            "iptables -I FORWARD -i vblab -m conntrack --ctstate NEW ! -o vblab -j DROP",
+            RESTORE,
+            "tcp",
+            "ip filter FORWARD",
+            'iifname "vblab" oifname != "vblab" ct state new drop',
+        ),
+        (
+            nft("inet", "forward priority 5", 'oifname "vblab" ct state established drop'),
+            table_gone("inet"),
+            "tcp",
+            "inet fw f",
+            'oifname "vblab" ct state established drop',
+        ),
+        (
+            "iptables -I INPUT -i vblab -p udp --dport 53 -j DROP",
+            RESTORE,
+            "dns",
+            "ip filter INPUT",
+            'iifname "vblab" udp dport 53 drop',
+        ),
+        (
+            nft("inet", "forward priority 5", "").replace("policy accept", "policy drop"),
+            table_gone("inet"),
+            "tcp",
+            "inet fw f",
+            "policy drop",
+        ),
+    ],
+)
+def test_a_probe_proves_where_packets_end(
+    box: Hypervisor, seed: str, undo: str, question: str, dropped: str, rule: str
+) -> None:
+    box.sh(seed)
+    try:
+        code, dns, tcp = probe(box, "lab", WAN)
+    finally:
+        box.sh(undo)
+    hit, other = (dns, tcp) if question == "dns" else (tcp, dns)
+    assert (code, hit["answered"], other["answered"]) == (3, False, True)
+    assert (hit["dropped"], hit["rule"]) == (dropped, rule)
+    assert leftovers(box) == ""
+
+
+def test_nothing_is_left_of_a_probe_that_is_killed(box: Hypervisor) -> None:
+    box.sh("iptables -I INPUT -i vblab -j DROP; iptables -I FORWARD -i vblab -j DROP")
+    try:
+        box.spawn("prober", box.tool("vnetctl"), "why", "--probe", "lab")
+        box.wait_until(lambda: "vnetd_probe" in leftovers(box) and "vnp" in leftovers(box))
+        box.kill("prober", signal.SIGKILL)
+        box.wait_until(lambda: leftovers(box) == "", what="nothing left")
+    finally:
+        box.sh(RESTORE)

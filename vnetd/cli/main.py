@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vnetd import __version__
 from vnetd.cli.codes import FAILED, NOT_AUTHORISED, OK, UNREACHABLE
-from vnetd.errors import PolicyError
+from vnetd.errors import BackendError, PolicyError
 
 _CODES = """
 exit codes:
@@ -55,6 +55,9 @@ def _run(arguments: argparse.Namespace) -> int:
     }[arguments.command]
     try:
         return asyncio.run(command(arguments))
+    except BackendError as error:
+        print(f"vnetctl: {error}", file=sys.stderr)
+        return FAILED
     except sysbus.BusError as error:
         print(f"vnetctl: {error}", file=sys.stderr)
         return UNREACHABLE
@@ -109,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="DESTINATION",
         help="an IP address; the default gateway if none is named",
+    )
+    why.add_argument(
+        "--probe",
+        action="store_true",
+        help="also send packets from a guest made for it, and show where the kernel drops them; "
+        "only root",
     )
     add("watch", "print drift and repairs as they happen")
     pause = add("pause", "change nothing for a while")

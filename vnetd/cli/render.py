@@ -116,6 +116,21 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             print(f"         made by: {clean(step['process'])}")
         if step["cure"]:
             print(f"         cure: {clean(step['cure'])}")
+    print_probes(answer.get("probe", ()))
+
+
+def print_probes(probes: Sequence[Mapping[str, Any]]) -> None:
+    for probe in probes:
+        word = "ok" if probe["answered"] else "BLOCKED"
+        if probe["answered"]:
+            end = "answered"
+        elif probe["dropped"]:
+            end = f"dropped by {probe['dropped']}: {probe['rule']}"
+        elif probe["path"]:
+            end = f"no answer; last seen in {probe['path'][-1]}, and dropped nowhere"
+        else:
+            end = "no answer; it never came up from the bridge"
+        print(f"{word:8} probe: {clean(probe['question'])}: {clean(end)}")
 
 
 def print_history(records: Sequence[Mapping[str, Any]]) -> None:

@@ -30,6 +30,8 @@ from vnetd.core.rules.iptables import family
 from vnetd.core.wording import few
 from vnetd.errors import VnetdError
 
+_MOST_TRIED = 1024
+
 
 class Word(StrEnum):
     OK = "ok"
@@ -92,11 +94,28 @@ class Scene:
 class Answer:
     question: Question
     steps: tuple[Step, ...]
+    gateway: str = ""
 
     @property
     def word(self) -> Word:
         words = {step.word for step in self.steps}
         return next(w for w in (Word.BLOCKED, Word.MAYBE, Word.OK) if w in words or w is Word.OK)
+
+
+def free_address(live: Definition, fam: Family) -> str:
+    """One that no lease or reservation has, for a guest made to try; "" if there is none."""
+    for address in live.addresses:
+        if family(address) is not fam:
+            continue
+        taken = {host.address for host in live.hosts} | {address.ip}
+        count = min(address.network.num_addresses - 2, _MOST_TRIED)
+        for back in range(2, count + 2):
+            candidate = address.network[-back]
+            ranges = (r for r in live.ranges if r.start.version == candidate.version)
+            inside = any(int(r.start) <= int(candidate) <= int(r.end) for r in ranges)
+            if candidate not in taken and not inside:
+                return f"{candidate}/{address.network.prefixlen}"
+    return ""
 
 
 def question(observed: Observed, subject: str, destination: str) -> Question:
@@ -122,7 +141,7 @@ def question(observed: Observed, subject: str, destination: str) -> Question:
 
 
 def answer(asked: Question, observed: Observed, found: d.Diff, scene: Scene) -> Answer:
-    return Answer(asked, tuple(_steps(asked, observed, found, scene)))
+    return Answer(asked, tuple(_steps(asked, observed, found, scene)), scene.gateway)
 
 
 def _steps(asked: Question, observed: Observed, found: d.Diff, scene: Scene) -> Iterator[Step]:
