@@ -23,6 +23,7 @@ from vnetd.core.model import (
     Source,
     World,
 )
+from vnetd.core.packets.firewall import Firewall
 from vnetd.core.plan import (
     Action,
     AddAddress,
@@ -145,6 +146,7 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
     Source.GUARD: (),
     Source.SYSCTLS: (),
     Source.DNSMASQ: (),
+    Source.FILTERS: (),
 }
 
 
@@ -170,6 +172,8 @@ class _Backend:
                 return replace(observed, firewall=Ruleset(World.IPTABLES_NFT, chains))
             case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ:
                 return observed
+            case Source.FILTERS:
+                return replace(observed, filters=Firewall())
 
     async def apply(self, action: Action) -> None:
         self._host.apply(action)

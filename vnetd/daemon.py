@@ -19,8 +19,9 @@ from systemd import daemon as systemd
 
 from vnetd import journal
 from vnetd.api.service import Service
-from vnetd.backends import files
+from vnetd.backends import files, scene
 from vnetd.backends.dnsmasq import Dnsmasq
+from vnetd.backends.filters import Filters
 from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.history import History
@@ -28,10 +29,12 @@ from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core import policy as policy_core
+from vnetd.core import why
 from vnetd.core.model import Cause
 from vnetd.core.plan import Action
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
+from vnetd.core.why import Answer
 from vnetd.core.wording import few
 from vnetd.errors import BackendError, PolicyError, VnetdError
 from vnetd.reconcile import Clock, Reconciler
@@ -82,6 +85,7 @@ class _Daemon:
             Libvirtd(options.connect),
             Links(),
             Firewall(),
+            Filters(),
             self._guard(),
             Sysctls(),
             Dnsmasq(),
@@ -127,6 +131,12 @@ class _Daemon:
 
     async def plan(self) -> Sequence[Action]:
         return await self._reconciler.plan()
+
+    async def why(self, subject: str, destination: str) -> Answer:
+        """Raises VnetdError for a subject or destination that there is not."""
+        observed, found = await self._reconciler.look()
+        asked = why.question(observed, subject, destination)
+        return why.answer(asked, observed, found, await scene.look(asked))
 
     def reload(self) -> None:
         """Raises PolicyError; the policy in force then stays."""

@@ -193,6 +193,12 @@ class Reconciler:
             await self._observe(ALL_SOURCES)
             return self._think()[1]
 
+    async def look(self) -> tuple[Observed, d.Diff]:
+        """Everything as it is now, and what is wrong with it. Changes nothing."""
+        async with self._passing:
+            await self._observe(ALL_SOURCES)
+            return self._observed, self._think()[0]
+
     def busy_since(self) -> float | None:
         """When the pass under way began (monotonic); None while idle."""
         return self._pass_started
@@ -355,7 +361,7 @@ class Reconciler:
             self._drifting.discard(object_)
             self._failures.pop(object_, None)
         for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):
-            incident = _Incident((conflict.text,), None)
+            incident = _Incident((conflict.text,), conflict.cause)
             self._record(conflict.object, incident, Outcome.CONFLICT, ms)
         self._conflicts = frozenset(found.conflicts)
 

@@ -372,6 +372,10 @@ class Hypervisor:
     def pings(self, guest: str, address: str) -> bool:
         return self.succeeds("ping", "-qc1", "-W1", address, guest=guest)
 
+    def asks(self, guest: str, *question: str) -> bool:
+        """Whether what a guest asks (dns SERVER, dhcp INTERFACE, tcp ADDRESS PORT) is answered."""
+        return self.succeeds(*self._module("tests.lab.ask"), *question, guest=guest)
+
     @contextlib.contextmanager
     def probing(
         self, guest: str | None, address: str = WAN, *, in_vain: bool = False

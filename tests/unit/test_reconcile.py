@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from tests.fakes import FakeHost, Published, nat
+from vnetd.backends.filters import Filters
 from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.libvirtd import Libvirtd
@@ -241,5 +242,6 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 
 def test_every_action_has_a_backend() -> None:
-    taken = [*Libvirtd.actions, *Links.actions, *Firewall.actions, *Guard.actions, *Sysctls.actions]
+    kinds = (Libvirtd, Links, Firewall, Filters, Guard, Sysctls)
+    taken = [action for kind in kinds for action in kind.actions]
     assert sorted(taken, key=str) == sorted(get_args(Action), key=str)

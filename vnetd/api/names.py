@@ -58,6 +58,7 @@ MANAGER_INTERFACE = i.Interface(
         _method("Reconcile", gives="s state"),
         _method("Reload"),
         _method("Plan", gives="aa{sv} actions"),
+        _method("Why", takes="s subject,s destination", gives="s answer"),
         _method("Pause", takes="u seconds"),
         _method("Resume"),
         _method("History", gives="aa{sv} records"),

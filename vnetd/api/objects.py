@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dbus_next.signature import Variant
@@ -10,9 +12,12 @@ from dbus_next.signature import Variant
 from vnetd import __version__
 from vnetd.api.names import MANAGER, NETWORK, ROOT, network_path
 from vnetd.core import plan as p
+from vnetd.core import why
 from vnetd.core.model import Cause
 from vnetd.core.record import Record
+from vnetd.core.rules.iptables import family
 from vnetd.core.status import NetworkStatus, Status
+from vnetd.core.why import Answer
 
 Properties = dict[str, Variant]
 Objects = dict[str, dict[str, Properties]]
@@ -33,6 +38,25 @@ def action(item: p.Action) -> Properties:
         "reason": Variant("s", item.reason),
         "impact": Variant("s", item.impact),
     }
+
+
+def answer(item: Answer) -> str:
+    """As JSON: its shape grows with what is found on the way."""
+    asked, live = item.question, item.question.live
+    own = [a.ip for a in live.addresses if family(a) is asked.family] if live else []
+    return json.dumps(
+        {
+            "network": asked.network,
+            "guest": asked.guest,
+            "destination": str(asked.destination) if asked.destination else None,
+            "bridge": (live.bridge if live else None) or "",
+            "host": str(own[0]) if own else "",
+            "free": why.free_address(live, asked.family) if live else "",
+            "gateway": item.gateway,
+            "verdict": item.word.value,
+            "steps": [asdict(step) for step in item.steps],
+        }
+    )
 
 
 def record(item: Record) -> Properties:

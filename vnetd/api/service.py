@@ -24,6 +24,7 @@ from vnetd.core.model import Cause
 from vnetd.core.plan import Action
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
+from vnetd.core.why import Answer
 from vnetd.errors import PolicyError, VnetdError
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ class Operations(Protocol):
     async def reconcile(self) -> Status: ...
 
     async def plan(self) -> Sequence[Action]: ...
+
+    async def why(self, subject: str, destination: str) -> Answer:
+        """Raises VnetdError."""
 
     def reload(self) -> None:
         """Raises PolicyError."""
@@ -76,6 +80,7 @@ class Service:
             (names.MANAGER, "Reconcile"): ("", self._reconcile),
             (names.MANAGER, "Reload"): ("", self._reload),
             (names.MANAGER, "Plan"): ("", self._plan),
+            (names.MANAGER, "Why"): ("ss", self._why),
             (names.MANAGER, "Pause"): ("u", self._pause),
             (names.MANAGER, "Resume"): ("", self._resume),
             (names.MANAGER, "History"): ("", self._history),
@@ -254,6 +259,10 @@ class Service:
 
     async def _plan(self, _message: Message) -> list[Any]:
         return [[objects.action(action) for action in await self._operations.plan()]]
+
+    async def _why(self, message: Message) -> list[Any]:
+        subject, destination = message.body
+        return [objects.answer(await self._operations.why(subject, destination))]
 
     async def _pause(self, message: Message) -> list[Any]:
         await self._only_root(message)

@@ -21,6 +21,8 @@ _SEND_BUFFER = 32 * 1024 * 1024
 _LINK_GROUPS = (1, 5, 9)
 # RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF: forwarding, globally and of each link
 _NETCONF_GROUPS = (24, 25)
+# RTNLGRP_IPV4_ROUTE, _IPV6_ROUTE
+_ROUTE_GROUPS = (7, 11)
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NFTABLES_GROUP = 7
 _SUBSYS_NFTABLES = 10
@@ -48,6 +50,10 @@ def open_link_events() -> socket.socket:
 
 def open_netconf_events() -> socket.socket:
     return _open(_NETLINK_ROUTE, _NETCONF_GROUPS)
+
+
+def open_route_events() -> socket.socket:
+    return _open(_NETLINK_ROUTE, _ROUTE_GROUPS)
 
 
 def open_nftables_events() -> socket.socket:
@@ -86,6 +92,11 @@ def drain(events: socket.socket, on_data: Callable[[bytes | None], None]) -> Non
             if error.errno != errno.ENOBUFS:
                 raise
             on_data(None)
+
+
+def has_default_route(data: bytes) -> bool:
+    """Whether one is among the routes that changed: struct rtmsg, dst_len."""
+    return any(len(body) > 1 and body[1] == 0 for _, body in messages(data))
 
 
 class Generations:

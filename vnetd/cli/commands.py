@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dbus_next.aio.message_bus import MessageBus
@@ -16,6 +19,7 @@ from vnetd.api import names
 from vnetd.api.objects import plain
 from vnetd.cli import render
 from vnetd.cli.codes import DRIFTED, FAILED, OK
+from vnetd.errors import BackendError
 
 _DBUS_ERROR = "org.freedesktop.DBus.Error"
 UNREACHABLE_ERRORS = (
@@ -99,6 +103,33 @@ async def history(arguments: argparse.Namespace) -> int:
     else:
         render.print_history(found)
     return OK
+
+
+async def why(arguments: argparse.Namespace) -> int:
+    body = [arguments.subject, arguments.destination]
+    (text,) = await _call("Why", "ss", body, seconds=_LONG_SECONDS)
+    answer = json.loads(text)
+    if arguments.probe:
+        answer["probe"] = await _probe(answer)
+    if arguments.json:
+        render.print_json(answer)
+    else:
+        render.print_answer(answer)
+    if any(not probe["answered"] for probe in answer.get("probe", ())):
+        return DRIFTED
+    return DRIFTED if answer["verdict"] == "blocked" else OK
+
+
+async def _probe(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    from vnetd.backends import probe  # only where it is asked for
+
+    destination = answer["destination"] or answer["gateway"]
+    if os.geteuid() != 0:
+        raise BackendError("--probe makes a guest of its own: only root may")
+    if not (answer["bridge"] and answer["free"] and destination):
+        raise BackendError("--probe needs an active network with a free address, and a destination")
+    found = await probe.run(answer["bridge"], answer["free"], answer["host"], destination)
+    return [asdict(item) for item in found]
 
 
 async def watch(arguments: argparse.Namespace) -> int:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from vnetd import __version__
 from vnetd.cli.codes import FAILED, NOT_AUTHORISED, OK, UNREACHABLE
-from vnetd.errors import PolicyError
+from vnetd.errors import BackendError, PolicyError
 
 _CODES = """
 exit codes:
   0  fine
   1  failed
   2  wrong usage
-  3  drifted or degraded (status, plan)
+  3  drifted or degraded (status, plan); blocked (why)
   4  the daemon cannot be reached
   5  not authorised
 """
@@ -48,12 +48,16 @@ def _run(arguments: argparse.Namespace) -> int:
         "reconcile": commands.reconcile,
         "reload": commands.reload,
         "history": commands.history,
+        "why": commands.why,
         "watch": commands.watch,
         "pause": commands.pause,
         "resume": commands.resume,
     }[arguments.command]
     try:
         return asyncio.run(command(arguments))
+    except BackendError as error:
+        print(f"vnetctl: {error}", file=sys.stderr)
+        return FAILED
     except sysbus.BusError as error:
         print(f"vnetctl: {error}", file=sys.stderr)
         return UNREACHABLE
@@ -100,6 +104,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     history = add("history", "show what broke, who did it, and what was done")
     history.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N records")
+    why = add("why", "show a guest's way to a destination, and what blocks it")
+    why.add_argument("subject", metavar="NETWORK|GUEST")
+    why.add_argument(
+        "destination",
+        nargs="?",
+        default="",
+        metavar="DESTINATION",
+        help="an IP address; the default gateway if none is named",
+    )
+    why.add_argument(
+        "--probe",
+        action="store_true",
+        help="also send packets from a guest made for it, and show where the kernel drops them; "
+        "only root",
+    )
     add("watch", "print drift and repairs as they happen")
     pause = add("pause", "change nothing for a while")
     pause.add_argument("seconds", type=int, metavar="SECONDS")

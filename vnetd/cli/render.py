@@ -114,6 +114,31 @@ def print_plan(actions: Any) -> None:
         print(f"   running guests lose: {clean(action['impact'])}")
 
 
+def print_answer(answer: Mapping[str, Any]) -> None:
+    words = {"ok": "ok", "maybe": "maybe", "blocked": "BLOCKED"}
+    for step in answer["steps"]:
+        print(f"{words[step['word']]:8} {clean(step['at'])}: {clean(step['text'])}")
+        if step["process"]:
+            print(f"         made by: {clean(step['process'])}")
+        if step["cure"]:
+            print(f"         cure: {clean(step['cure'])}")
+    print_probes(answer.get("probe", ()))
+
+
+def print_probes(probes: Sequence[Mapping[str, Any]]) -> None:
+    for probe in probes:
+        word = "ok" if probe["answered"] else "BLOCKED"
+        if probe["answered"]:
+            end = "answered"
+        elif probe["dropped"]:
+            end = f"dropped by {probe['dropped']}: {probe['rule']}"
+        elif probe["path"]:
+            end = f"no answer; last seen in {probe['path'][-1]}, and dropped nowhere"
+        else:
+            end = "no answer; it never came up from the bridge"
+        print(f"{word:8} probe: {clean(probe['question'])}: {clean(end)}")
+
+
 def print_history(records: Sequence[Mapping[str, Any]]) -> None:
     if not records:
         print("nothing has been repaired yet")

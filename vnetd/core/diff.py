@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from vnetd.core import guarding, needs
+from vnetd.core import coexist, foreign, guarding, needs
 from vnetd.core.model import (
     Address,
+    Cause,
     Chain,
     Definition,
     DhcpHost,
@@ -25,6 +26,7 @@ from vnetd.core.model import (
     Source,
     network_object,
 )
+from vnetd.core.packets.firewall import Firewall
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
 from vnetd.core.rules import iptables, repair
 from vnetd.core.rules.guard import Table
@@ -184,13 +186,18 @@ Drift = (
     | GuardDiffers
     | SysctlDiffers
     | DnsmasqDead
+    | coexist.AcceptsDiffer
+    | coexist.ZoneDiffers
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
+    """cause: who made it, if the kernel told while vnetd was looking."""
+
     object: str
     text: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +246,8 @@ def text(drift: Drift) -> str:
             return f"sysctl {name} is {have} instead of {want}"
         case DnsmasqDead():
             return "its dnsmasq is dead: no DHCP, no DNS"
+        case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
+            return str(drift)
         case _:
             assert_never(drift)
 
@@ -258,6 +267,8 @@ def source(drift: Drift) -> Source:
             return Source.SYSCTLS
         case DnsmasqDead():
             return Source.DNSMASQ
+        case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
+            return Source.FILTERS
         case BridgeMissing() | BridgeDiffers() | AddressMissing() | Unplugged():
             return Source.LINKS
         case _:
@@ -296,6 +307,9 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
                 GuardDiffers(network, rules)
                 for network, rules in sorted(guarding.missing(table, observed.guard).items())
             ]
+    if observed.filters is not None:
+        firewall = foreign.with_libvirts(observed.filters, chains or {})
+        found += _foreign(policy, kept, firewall)
     return Diff(
         drift=tuple(item for item in found if not isinstance(item, Conflict)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
@@ -503,6 +517,15 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
     return any(iptables.stands_in(live, chains) for chains in others) and not iptables.stands_in(
         live, ruleset.chains
     )
+
+
+def _foreign(
+    policy: Policy, kept: Sequence[Definition], firewall: Firewall
+) -> Iterator[Drift | Conflict]:
+    terms = coexist.terms(policy.coexist, kept, firewall)
+    yield from terms.drift
+    for block in terms.left:
+        yield Conflict(network_object(block.network), str(block), block.cause)
 
 
 def _flaws(flaws: repair.Flaws) -> str:

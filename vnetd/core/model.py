@@ -13,9 +13,12 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import NewType
 
-IfName = NewType("IfName", str)
+from vnetd.core.basics import Cause as Cause
+from vnetd.core.basics import Family as Family
+from vnetd.core.basics import IfName as IfName
+from vnetd.core.packets.firewall import Firewall
+
 Address = IPv4Interface | IPv6Interface
 HostAddress = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -30,6 +33,7 @@ class Source(StrEnum):
     GUARD = "guard"
     SYSCTLS = "sysctls"
     DNSMASQ = "dnsmasq"
+    FILTERS = "filters"
 
 
 class Mode(StrEnum):
@@ -189,11 +193,6 @@ class Link:
     addresses: frozenset[Address] = frozenset()
 
 
-class Family(StrEnum):
-    IPV4 = "ip"
-    IPV6 = "ip6"
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Chain:
     family: Family
@@ -269,18 +268,7 @@ class Observed:
     """Networks whose dnsmasq lives."""
     followed: frozenset[str] = frozenset()
     """Networks whose leases the policy needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """The process that did it, as the kernel named it. parents: its ancestors, nearest first."""
-
-    process: str
-    pid: int
-    parents: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return " < ".join((f"{self.process}[{self.pid}]", *self.parents))
+    filters: Firewall | None = None
 
 
 def network_object(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from vnetd.core import coexist
 from vnetd.core import diff as d
 from vnetd.core.model import (
     Address,
@@ -19,6 +20,7 @@ from vnetd.core.model import (
     PortState,
     network_object,
 )
+from vnetd.core.packets.firewall import Place
 from vnetd.core.policy import NetworkPolicy, Policy
 from vnetd.core.rules import iptables, repair
 from vnetd.core.rules.guard import Rule
@@ -56,6 +58,25 @@ class WriteGuard(_Action):
 
     table: tuple[tuple[str, tuple[Rule, ...]], ...]
     chains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAccepts(_Action):
+    """position: from 1, of the first to add, once those to remove are gone."""
+
+    place: Place
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetZone(_Action):
+    """zone: "" takes the bridge out of any."""
+
+    network: str
+    bridge: IfName
+    zone: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +168,8 @@ class StartDnsmasq(_Action):
 Action = (
     RestoreRules
     | WriteGuard
+    | SetAccepts
+    | SetZone
     | RemoveNetwork
     | DefineNetwork
     | SetAutostart
@@ -175,6 +198,12 @@ def text(action: Action) -> str:
         case WriteGuard(table=table):
             count = sum(len(rules) for _, rules in table)
             return f"write the guard: {count} rules" if count else "remove the guard"
+        case SetAccepts(place=place, add=add, remove=remove):
+            parts = [f"add {len(add)}"] if add else []
+            parts += [f"remove {len(remove)}"] if remove else []
+            return f"{', '.join(parts)} accepts of vnetd in {place}"
+        case SetZone(bridge=bridge, zone=zone):
+            return f"put bridge {bridge} into firewalld's zone {zone or 'by default'}"
         case RemoveNetwork(network=network):
             return f"stop and undefine network {network}"
         case DefineNetwork(policy=policy):
@@ -242,6 +271,9 @@ def plan(
         if isinstance(item, _ELSEWHERE):
             continue
         if isinstance(item, d.DnsmasqDead) and item.network in restarted:
+            continue
+        if isinstance(item, coexist.AcceptsDiffer | coexist.ZoneDiffers):
+            rules.append(_with_others(item))
             continue
         action = _action(item, policy, observed)
         if isinstance(action, SetBridge | AddAddress | PlugTap | RecordPort):
@@ -428,6 +460,30 @@ def _guard(observed: Observed, found: d.Diff) -> Sequence[WriteGuard]:
             chains=tuple(sorted(changed)),
         ),
     )
+
+
+def _with_others(item: coexist.AcceptsDiffer | coexist.ZoneDiffers) -> SetAccepts | SetZone:
+    objects = (network_object(item.network),)
+    match item:
+        case coexist.AcceptsDiffer():
+            return SetAccepts(
+                objects=objects,
+                reason=str(item),
+                place=item.place,
+                add=item.missing,
+                remove=item.unexpected,
+                position=item.position + 1,
+            )
+        case coexist.ZoneDiffers():
+            return SetZone(
+                objects=objects,
+                reason=str(item),
+                network=item.network,
+                bridge=item.bridge,
+                zone=item.want,
+            )
+        case _:
+            assert_never(item)
 
 
 def _restart_impact(network: str, observed: Observed) -> str:

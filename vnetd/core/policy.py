@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations
@@ -13,7 +13,7 @@ import tomli
 from vnetd.core import policy_values as values
 from vnetd.core.model import Address, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
 from vnetd.core.toml_lines import Path, line_of, locate
-from vnetd.core.toml_table import Table, shown
+from vnetd.core.toml_table import Table, nearest, shown
 from vnetd.errors import PolicyError, Problem
 
 
@@ -32,6 +32,14 @@ class Unlisted(StrEnum):
 
     PROTECT = "protect"
     IGNORE = "ignore"
+
+
+class Coexist(StrEnum):
+    """Other firewall tools, in whose own places vnetd may let networks through."""
+
+    DOCKER = "docker"
+    UFW = "ufw"
+    FIREWALLD = "firewalld"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class Policy:
     enforcement: Enforcement = Enforcement.ENFORCE
     unlisted: Unlisted = Unlisted.PROTECT
     resync: float = 300.0
+    coexist: frozenset[Coexist] = frozenset(Coexist)
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
     present: bool = True
 
@@ -148,6 +157,9 @@ def _policy(root: Table) -> Policy:
     enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
     unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
     resync = general.parsed("resync", values.duration, 'write a duration such as "5min"')
+    coexist: Iterable[Coexist] = Coexist
+    if "coexist" in general:
+        coexist = general.list("coexist", _coexist, " or ".join(f'"{item}"' for item in Coexist))
     general.close()
     sections = root.table("networks", "write a table per network: [networks.NAME]")
     networks = {}
@@ -167,6 +179,7 @@ def _policy(root: Table) -> Policy:
         enforcement=enforcement or Enforcement.ENFORCE,
         unlisted=unlisted or Unlisted.PROTECT,
         resync=resync or Policy().resync,
+        coexist=frozenset(coexist),
         networks=networks,
     )
 
@@ -371,6 +384,15 @@ def _check_together(networks: Mapping[str, NetworkPolicy], sections: Table) -> N
             whose = "this network" if one is two else f"networks.{one.name}"
             wrong = f'"{second}" overlaps "{first}" of {whose}'
             sections.at(two.name).wrong("addresses", wrong, "take a subnet of its own")
+
+
+def _coexist(text: str) -> Coexist:
+    try:
+        return Coexist(text)
+    except ValueError:
+        near = nearest(text, list(Coexist))
+        better = f'; do you mean "{near}"?' if near else ""
+        raise ValueError(f"is not a tool that vnetd knows{better}") from None
 
 
 def _bad_name(name: str) -> str | None:

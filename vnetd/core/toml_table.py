@@ -92,7 +92,7 @@ class Table:
         for member in members:
             if text == member:
                 return member
-        near = _near(text, members)
+        near = nearest(text, members)
         if text in list(elsewhere):
             self.wrong(key, f"{shown(text)} is not kept by this version", right)
         else:
@@ -119,7 +119,7 @@ class Table:
         """Report the keys that nobody asked for."""
         for key in self._values:
             if key not in self._known:
-                near = _near(key, self._known)
+                near = nearest(key, self._known)
                 right = f'do you mean "{near}"?' if near else "known are " + ", ".join(self._known)
                 self.wrong(key, "is not a known key", right)
 
@@ -159,7 +159,7 @@ def _one_of(members: Iterable[StrEnum]) -> str:
     return "write one of " + ", ".join(f'"{member}"' for member in members)
 
 
-def _near(word: str, known: Sequence[str]) -> str | None:
+def nearest(word: str, known: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 

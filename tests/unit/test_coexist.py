@@ -1,0 +1,106 @@
+"""Accepts in other tools' chains: the smallest that help, and nothing else changes by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_interface
+
+import pytest
+
+from tests.unit.test_packets import LAB, recorded
+from vnetd.core import coexist, foreign
+from vnetd.core.model import Family, IfName, Mode
+from vnetd.core.packets import iptables_text
+from vnetd.core.packets.evaluate import decide
+from vnetd.core.packets.firewall import Firewall, Hook, Layer, Packet, Tool
+from vnetd.core.policy import Coexist
+
+QUIET = replace(
+    LAB,
+    name="quiet",
+    mode=Mode.ISOLATED,
+    bridge=IfName("vbquiet"),
+    addresses=(ip_interface("10.79.0.1/24"),),
+)
+ALL = frozenset(Coexist)
+
+
+def applied(firewall: Firewall, terms: coexist.Terms) -> Firewall:
+    for item in terms.drift:
+        assert isinstance(item, coexist.AcceptsDiffer)
+        rules = [rule for text in item.missing for rule in iptables_text.rules(text)]
+        firewall = firewall.with_rules(item.place, item.position, rules)
+    return firewall
+
+
+@pytest.mark.parametrize("tool", ["docker-20.10.24", "ufw-0.36.2"])
+def test_accepts_end_the_blocks_and_come_only_once(tool: str) -> None:
+    firewall = recorded(tool, Tool.LEGACY)
+    terms = coexist.terms(ALL, [LAB, QUIET], firewall)
+    assert terms.left == ()
+    after = applied(firewall, terms)
+    assert foreign.blocks(LAB, [LAB, QUIET], after) == ()
+    assert coexist.terms(ALL, [LAB, QUIET], after) == coexist.Terms()
+
+
+@pytest.mark.parametrize("tool", ["docker-20.10.24", "ufw-0.36.2"])
+@pytest.mark.parametrize(
+    ("iif", "oif", "state"),
+    [
+        ("uplink0", "vblab", "new"),
+        ("uplink0", "vbquiet", "new"),
+        ("uplink0", "vbquiet", "established"),
+        ("vbquiet", "uplink0", "new"),
+        ("vblab", "vbquiet", "new"),
+        ("vblab", "docker0", "new"),
+        ("vblab", "br-web", "new"),
+        ("docker0", "vblab", "new"),
+        ("docker0", "uplink0", "new"),
+        ("uplink0", "docker0", "new"),
+    ],
+)
+def test_verdicts_on_other_traffic_stay(tool: str, iif: str, oif: str, state: str) -> None:
+    firewall = recorded(tool, Tool.LEGACY)
+    after = applied(firewall, coexist.terms(ALL, [LAB, QUIET], firewall))
+    for family in Family:
+        packet = Packet(
+            family=family,
+            iif=frozenset({iif}),
+            oif=frozenset({oif}),
+            state=frozenset({state}),
+            protocol=frozenset({"tcp"}),
+        )
+        before, now = (
+            [(d.base, d.verdict, d.certain) for d in decide(f, Layer.IP, Hook.FORWARD, packet)]
+            for f in (firewall, after)
+        )
+        assert now == before
+
+
+def test_a_tool_that_is_not_allowed_is_reported() -> None:
+    firewall = recorded("docker-20.10.24", Tool.LEGACY)
+    terms = coexist.terms(frozenset({Coexist.UFW}), [LAB], firewall)
+    assert terms.drift == ()
+    assert {block.owner for block in terms.left} == {"docker"}
+
+
+def test_accepts_go_with_their_network_and_with_the_permission() -> None:
+    firewall = recorded("docker-20.10.24", Tool.LEGACY)
+    after = applied(firewall, coexist.terms(ALL, [LAB], firewall))
+    for terms in (coexist.terms(ALL, [], after), coexist.terms(frozenset(), [LAB], after)):
+        (item,) = terms.drift
+        assert isinstance(item, coexist.AcceptsDiffer)
+        assert (item.network, item.missing, len(item.unexpected)) == ("lab", (), 3)
+
+
+def test_accepts_stand_behind_what_the_admin_denies() -> None:
+    firewall = recorded("ufw-0.36.2", Tool.LEGACY)
+    terms = coexist.terms(ALL, [LAB], firewall)
+    (forward,) = [
+        item
+        for item in terms.drift
+        if isinstance(item, coexist.AcceptsDiffer) and item.place.chain == "ufw-user-forward"
+    ]
+    rules = firewall.chains[forward.place].rules
+    assert "--dport 25 -j DROP" in rules[0].text
+    assert forward.position == len(rules)

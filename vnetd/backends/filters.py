@@ -1,0 +1,239 @@
+"""The firewall of the whole host, whoever wrote it: read by the tools that can show it, watched
+through the notifications of nf_tables. iptables-legacy notifies nobody: it is seen by the resync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from vnetd.backends import iptables_rules, netlink, nft_json, process
+from vnetd.backends.base import Poke
+from vnetd.core.model import Cause, Family, IfName, Observed, Source
+from vnetd.core.packets.evaluate import only_blocking
+from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
+from vnetd.core.plan import Action, SetAccepts, SetZone
+from vnetd.errors import BackendError
+
+# Events come one a rule: a look at the whole firewall waits until the writer has had its say, and
+# takes no more than this share of the time, however fast others write.
+_SETTLE_SECONDS = 0.1
+_REST = 9
+
+_IPTABLES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
+_LEGACY_TABLES = {
+    Family.IPV4: Path("/proc/net/ip_tables_names"),
+    Family.IPV6: Path("/proc/net/ip6_tables_names"),
+}
+_BRIDGED = {
+    Family.IPV4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+    Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+}
+_FIREWALLD = "org.fedoraproject.FirewallD1"
+# linux/netfilter.h: NFPROTO_*
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+_Key = tuple[Place, str]
+
+
+class Filters:
+    source = Source.FILTERS
+    actions: tuple[type[Action], ...] = (SetAccepts, SetZone)
+
+    def __init__(self) -> None:
+        self._events = netlink.open_nftables_events()
+        self._routes = netlink.open_route_events()
+        self._generations = netlink.Generations()
+        self._writers: dict[tuple[str, str], Cause] = {}
+        self._known: frozenset[_Key] | None = None
+        self._origins: dict[_Key, Cause] = {}
+        self._zoned: dict[str, tuple[str, str]] = {}
+        self._changed = asyncio.Event()
+        self._rest_until = 0.0
+
+    async def observe(self, observed: Observed) -> Observed:
+        began = time.monotonic()
+        netlink.drain(self._events, self._on_data)
+        writers, self._writers = self._writers, {}
+        try:
+            chains = only_blocking(await _read())
+            firewall = Firewall(
+                chains=chains,
+                uplinks=await _uplinks(),
+                bridged=frozenset(f for f, path in _BRIDGED.items() if _text(path) == "1"),
+                origins=self._remember(chains, writers),
+                zones=await _zones() if _has_firewalld(chains) else {},
+                zoned=dict(self._zoned),
+            )
+        finally:
+            now = time.monotonic()
+            self._rest_until = now + _REST * (now - began)
+        return replace(observed, filters=firewall)
+
+    async def apply(self, action: Action) -> None:
+        match action:
+            case SetAccepts(place=place):
+                await process.run(_restore(place), _edits(action))
+            case SetZone():
+                await self._set_zone(action)
+            case _:
+                raise AssertionError(action)
+
+    async def _set_zone(self, action: SetZone) -> None:
+        bridge = action.bridge
+        before = (await _zones()).get(bridge, "")
+        if action.zone:
+            await _firewalld("changeZoneOfInterface", "ss", action.zone, bridge)
+        else:
+            await _firewalld("removeInterface", "ss", "", bridge)
+        if bridge in self._zoned and self._zoned[bridge][1] == action.zone:
+            del self._zoned[bridge]
+        else:
+            self._zoned.setdefault(bridge, (action.network, before))
+
+    async def watch(self, poke: Poke) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(netlink.listen(self._events, self._on_data))
+            tasks.create_task(netlink.listen(self._routes, self._on_route))
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(max(_SETTLE_SECONDS, self._rest_until - time.monotonic()))
+                self._changed.clear()
+                cause = next(reversed(self._writers.values()), None)
+                poke(self.source, reason="the host's firewall changed", cause=cause)
+
+    def _on_data(self, data: bytes | None) -> None:
+        self._changed.set()
+        if data is None:
+            return
+        for generation in self._generations.feed(data):
+            name, pid = generation.process, generation.pid
+            for number, table in generation.tables:
+                key = _FAMILIES.get(number, ""), table
+                last = self._writers.pop(key, None)
+                if last is None or (last.process, last.pid) != (name, pid):
+                    last = Cause(name, pid, process.ancestors(pid, name) or ())
+                self._writers[key] = last
+
+    def _on_route(self, data: bytes | None) -> None:
+        if data is None or netlink.has_default_route(data):
+            self._changed.set()
+
+    def _remember(
+        self, chains: Mapping[Place, FilterChain], writers: Mapping[tuple[str, str], Cause]
+    ) -> dict[_Key, Cause]:
+        """Who made each drop, if it came while vnetd was looking."""
+        now = frozenset(_drops(chains))
+        if self._known is not None:
+            for place, text in now - self._known:
+                cause = writers.get((place.family, place.table))
+                if cause is not None and place.tool is not Tool.LEGACY:
+                    self._origins[place, text] = cause
+        self._origins = {key: cause for key, cause in self._origins.items() if key in now}
+        self._known = now
+        return dict(self._origins)
+
+
+def _drops(chains: Mapping[Place, FilterChain]) -> list[_Key]:
+    """A policy goes by no text."""
+    found = [(c.place, "") for c in chains.values() if c.base and c.base.policy.blocks]
+    return found + [(c.place, r.text) for c in chains.values() for r in c.rules if _blocks(r)]
+
+
+def _blocks(rule: Rule) -> bool:
+    return isinstance(rule.verdict, Verdict) and rule.verdict.blocks
+
+
+async def _read() -> dict[Place, FilterChain]:
+    """What iptables wrote nft cannot show in full: such tables come from iptables-save."""
+    try:
+        chains = nft_json.parse(await process.run(["nft", "-j", "list", "ruleset"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"nft -j list ruleset: not understood: {error}") from error
+    if any(chain.base and UNTOLD in chain.base.devices for chain in chains.values()):
+        for place, names in nft_json.devices(await process.run(["nft", "list", "chains"])).items():
+            chain = chains.get(place)
+            if chain is not None and chain.base is not None:
+                chains[place] = replace(chain, base=replace(chain.base, devices=names))
+    for family, prefix in _IPTABLES.items():
+        own = {p.table for p in chains if p.family == family.value} & _IPTABLES_TABLES
+        if own:
+            text = await process.run([f"{prefix}-nft-save"])
+            shown = iptables_rules.tables(text)
+            chains = {p: c for p, c in chains.items() if not _in(p, family, shown)}
+            chains |= iptables_rules.parse(text, family, Tool.IPTABLES)
+        if _text(_LEGACY_TABLES[family]):
+            text = await process.run([f"{prefix}-legacy-save"])
+            chains |= iptables_rules.parse(text, family, Tool.LEGACY)
+    return chains
+
+
+def _in(place: Place, family: Family, tables: frozenset[str]) -> bool:
+    return place.family == family.value and place.table in tables
+
+
+def _has_firewalld(chains: Mapping[Place, FilterChain]) -> bool:
+    return any(place.table == "firewalld" for place in chains)
+
+
+async def _zones() -> dict[str, str]:
+    """Interface → zone; empty where firewalld has left its tables behind and answers no more."""
+    try:
+        text = await _firewalld("getActiveZones")
+    except BackendError:
+        return {}
+    (zones,) = json.loads(text)["data"]
+    return {name: zone for zone, of in zones.items() for name in of.get("interfaces", ())}
+
+
+async def _firewalld(method: str, *arguments: str) -> str:
+    """Its D-Bus API at run time: what is permanent is the admin's. By busctl: this side of vnetd
+    holds no connection to the bus.
+    """
+    path = f"/{_FIREWALLD.replace('.', '/')}"
+    call = ("busctl", "--system", "--json=short", "call", _FIREWALLD, path, f"{_FIREWALLD}.zone")
+    return await process.run([*call, method, *arguments])
+
+
+def _restore(place: Place) -> list[str]:
+    prefix = _IPTABLES[Family(place.family)]
+    flavour = "legacy" if place.tool is Tool.LEGACY else "nft"
+    return [f"{prefix}-{flavour}-restore", "--noflush", "--wait", "5"]
+
+
+def _edits(action: SetAccepts) -> str:
+    chain = action.place.chain
+    lines = [f"*{action.place.table}"]
+    lines += [f"-D {chain} {rule}" for rule in action.remove]
+    lines += [f"-I {chain} {at} {rule}" for at, rule in enumerate(action.add, action.position)]
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+async def _uplinks() -> dict[Family, frozenset[IfName]]:
+    found = {}
+    for family, flag in ((Family.IPV4, "-4"), (Family.IPV6, "-6")):
+        routes = json.loads(
+            await process.run(["ip", flag, "-j", "route", "show", "default"]) or "[]"
+        )
+        best = min((route.get("metric", 0) for route in routes), default=0)
+        hops = [
+            hop
+            for route in routes
+            if route.get("metric", 0) == best
+            for hop in (route, *route.get("nexthops", ()))
+        ]
+        if names := frozenset(IfName(hop["dev"]) for hop in hops if "dev" in hop):
+            found[family] = names
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
