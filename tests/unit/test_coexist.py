@@ -11,9 +11,10 @@ from tests.unit.test_packets import LAB, recorded
 from vnetd.core import coexist, foreign
 from vnetd.core.model import Family, IfName, Mode
 from vnetd.core.packets import iptables_text
-from vnetd.core.packets.evaluate import decide
+from vnetd.core.packets.evaluate import Index, decide
 from vnetd.core.packets.firewall import Firewall, Hook, Layer, Packet, Tool
 from vnetd.core.policy import Coexist
+from vnetd.core.rules import iptables
 
 QUIET = replace(
     LAB,
@@ -36,11 +37,11 @@ def applied(firewall: Firewall, terms: coexist.Terms) -> Firewall:
 @pytest.mark.parametrize("tool", ["docker-20.10.24", "ufw-0.36.2"])
 def test_accepts_end_the_blocks_and_come_only_once(tool: str) -> None:
     firewall = recorded(tool, Tool.LEGACY)
-    terms = coexist.terms(ALL, [LAB, QUIET], firewall)
+    terms = coexist.terms(ALL, (LAB, QUIET), firewall)
     assert terms.left == ()
     after = applied(firewall, terms)
     assert foreign.blocks(LAB, [LAB, QUIET], after) == ()
-    assert coexist.terms(ALL, [LAB, QUIET], after) == coexist.Terms()
+    assert coexist.terms(ALL, (LAB, QUIET), after) == coexist.Terms()
 
 
 @pytest.mark.parametrize("tool", ["docker-20.10.24", "ufw-0.36.2"])
@@ -61,7 +62,7 @@ def test_accepts_end_the_blocks_and_come_only_once(tool: str) -> None:
 )
 def test_verdicts_on_other_traffic_stay(tool: str, iif: str, oif: str, state: str) -> None:
     firewall = recorded(tool, Tool.LEGACY)
-    after = applied(firewall, coexist.terms(ALL, [LAB, QUIET], firewall))
+    after = applied(firewall, coexist.terms(ALL, (LAB, QUIET), firewall))
     for family in Family:
         packet = Packet(
             family=family,
@@ -79,15 +80,15 @@ def test_verdicts_on_other_traffic_stay(tool: str, iif: str, oif: str, state: st
 
 def test_a_tool_that_is_not_allowed_is_reported() -> None:
     firewall = recorded("docker-20.10.24", Tool.LEGACY)
-    terms = coexist.terms(frozenset({Coexist.UFW}), [LAB], firewall)
+    terms = coexist.terms(frozenset({Coexist.UFW}), (LAB,), firewall)
     assert terms.drift == ()
     assert {block.owner for block in terms.left} == {"docker"}
 
 
 def test_accepts_go_with_their_network_and_with_the_permission() -> None:
     firewall = recorded("docker-20.10.24", Tool.LEGACY)
-    after = applied(firewall, coexist.terms(ALL, [LAB], firewall))
-    for terms in (coexist.terms(ALL, [], after), coexist.terms(frozenset(), [LAB], after)):
+    after = applied(firewall, coexist.terms(ALL, (LAB,), firewall))
+    for terms in (coexist.terms(ALL, (), after), coexist.terms(frozenset(), (LAB,), after)):
         (item,) = terms.drift
         assert isinstance(item, coexist.AcceptsDiffer)
         assert (item.network, item.missing, len(item.unexpected)) == ("lab", (), 3)
@@ -95,7 +96,7 @@ def test_accepts_go_with_their_network_and_with_the_permission() -> None:
 
 def test_accepts_stand_behind_what_the_admin_denies() -> None:
     firewall = recorded("ufw-0.36.2", Tool.LEGACY)
-    terms = coexist.terms(ALL, [LAB], firewall)
+    terms = coexist.terms(ALL, (LAB,), firewall)
     (forward,) = [
         item
         for item in terms.drift
@@ -104,3 +105,26 @@ def test_accepts_stand_behind_what_the_admin_denies() -> None:
     rules = firewall.chains[forward.place].rules
     assert "--dport 25 -j DROP" in rules[0].text
     assert forward.position == len(rules)
+
+
+def test_five_hundred_networks_are_judged_by_their_own_rules_only() -> None:
+    networks = tuple(
+        replace(
+            LAB,
+            name=f"n{number}",
+            bridge=IfName(f"vb{number}"),
+            addresses=(ip_interface(f"10.{number // 250}.{number % 250}.1/24"),),
+        )
+        for number in range(500)
+    )
+    text = {c: r for c, r in iptables.compose(networks).items() if c.table == "filter"}
+    firewall = foreign.with_libvirts(recorded("docker-20.10.24", Tool.LEGACY), text)
+    small = Index(firewall).about(foreign.interfaces(networks[0], firewall))
+    assert sum(len(chain.rules) for chain in firewall.chains.values()) > 6000
+    assert sum(len(chain.rules) for chain in small.chains.values()) < 100
+    for network in networks[::100]:
+        few = Index(firewall).about(foreign.interfaces(network, firewall))
+        whole = foreign.blocks(network, (), firewall)
+        assert [str(block) for block in foreign.blocks(network, (), few)] == [
+            str(block) for block in whole
+        ]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vnetd.core import foreign
 from vnetd.core.model import Definition, Family, IfName, Mode
 from vnetd.core.packets import flows, iptables_text
+from vnetd.core.packets.evaluate import Index
 from vnetd.core.packets.firewall import MARK, Firewall, Hook, Place, Rule, Tool, Verdict
 from vnetd.core.policy import Coexist
 from vnetd.core.wording import few
@@ -62,18 +64,20 @@ class Terms:
 _USER_CHAINS = ("DOCKER-USER", "ufw-user-", "ufw6-user-")
 
 
+@lru_cache(maxsize=2)  # most passes bring no new look at the firewall
 def terms(
     allowed: frozenset[Coexist],
-    networks: Sequence[Definition],
+    networks: tuple[Definition, ...],
     firewall: Firewall,
 ) -> Terms:
     """What must change for these networks to get through, and what still blocks them then."""
-    bare = firewall.without(MARK)
+    index = Index(firewall.without(MARK))
     wanted: dict[tuple[str, Place], list[str]] = {}
     whys: dict[tuple[str, Place], list[str]] = {}
     drift: list[AcceptsDiffer | ZoneDiffers] = []
     left: list[foreign.Block] = []
     for network in networks:
+        bare = index.about(foreign.interfaces(network, firewall))
         for block in foreign.blocks(network, networks, bare):
             place = _extension(block, bare) if _may(allowed, block) else None
             zone = _zone(block, network, firewall) if _may(allowed, block) else None

@@ -522,7 +522,7 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
 def _foreign(
     policy: Policy, kept: Sequence[Definition], firewall: Firewall
 ) -> Iterator[Drift | Conflict]:
-    terms = coexist.terms(policy.coexist, kept, firewall)
+    terms = coexist.terms(policy.coexist, tuple(kept), firewall)
     yield from terms.drift
     for block in terms.left:
         yield Conflict(network_object(block.network), str(block), block.cause)

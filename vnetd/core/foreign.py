@@ -55,6 +55,12 @@ def blocks(
     )
 
 
+def interfaces(network: Definition, firewall: Firewall) -> set[str]:
+    """All that a network's flows come and go by."""
+    names = {"", network.bridge or "", network.forward_dev or ""}
+    return names.union(*firewall.uplinks.values())
+
+
 def is_ours(place: Place) -> bool:
     """libvirt's own, and vnetd's guard."""
     return (
@@ -86,7 +92,7 @@ def with_libvirts(firewall: Firewall, expected: Mapping[Chain, Sequence[str]]) -
     """As it will be once libvirt's own rules are right: a drop that only stands out while they are
     missing is no one else's fault.
     """
-    chains = dict(firewall.chains)
+    chains, changed = dict(firewall.chains), False
     for chain, texts in expected.items():
         place = Place(Tool.IPTABLES, chain.family.value, chain.table, chain.name)
         have = chains.get(place)
@@ -98,7 +104,8 @@ def with_libvirts(firewall: Firewall, expected: Mapping[Chain, Sequence[str]]) -
         others = [rule for rule in have.rules if rule.text not in texts]
         own = [rule for text in texts for rule in iptables_text.rules(text)]
         chains[place] = replace(have, rules=(*own, *others))
-    return replace(firewall, chains=chains)
+        changed = True
+    return replace(firewall, chains=chains) if changed else firewall
 
 
 def _named(flow: flows.Flow) -> str:

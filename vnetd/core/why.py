@@ -218,7 +218,7 @@ def _dnsmasq(live: Definition, scene: Scene) -> Iterator[Step]:
     if not ports:
         return
     if scene.dnsmasq is None:
-        cure = "killall -HUP libvirtd starts it again"
+        cure = "systemctl reload libvirtd starts it again"
         wrong = "is dead: no DHCP, no DNS"
         yield _blocked("dnsmasq", f"dnsmasq of {live.name} {wrong}", cure)
         return

@@ -4,13 +4,14 @@ still have their say, so each is judged by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from vnetd.core.packets.firewall import (
     MARK,
     UNTOLD,
     Chains,
+    Field,
     FilterChain,
     Firewall,
     Hook,
@@ -188,6 +189,49 @@ def _covered(span: Span, wanted: Spans) -> Truth:
     if at > span.high:
         return Truth.YES
     return Truth.MAYBE if touched else Truth.NO
+
+
+class Index:
+    """A firewall's rules by the interface that they are about: on a host with many networks each
+    needs to be walked through its own rules and those of all, not through everybody's.
+    """
+
+    def __init__(self, firewall: Firewall) -> None:
+        self._firewall = firewall
+        self._of_all: dict[Place, list[int]] = {}
+        self._by_name: dict[str, dict[Place, list[int]]] = {}
+        for place, chain in firewall.chains.items():
+            self._of_all[place] = []
+            for at, rule in enumerate(chain.rules):
+                names = _interfaces(rule) if place.family in _BY_INTERFACE else None
+                if names is None:
+                    self._of_all[place].append(at)
+                for name in names or ():
+                    self._by_name.setdefault(name, {}).setdefault(place, []).append(at)
+
+    def about(self, names: Iterable[str]) -> Firewall:
+        """What packets meet that come and go by these interfaces only."""
+        chains = {}
+        for place, chain in self._firewall.chains.items():
+            places = set(self._of_all[place])
+            for name in names:
+                places.update(self._by_name.get(name, {}).get(place, ()))
+            chains[place] = replace(chain, rules=tuple(chain.rules[at] for at in sorted(places)))
+        return replace(self._firewall, chains=chains)
+
+
+# Frames on a bridge come by ports whose names are not asked for.
+_BY_INTERFACE = ("ip", "ip6", "inet")
+
+
+def _interfaces(rule: Rule) -> frozenset[str] | None:
+    """The only ones that the rule can hit; None: any."""
+    for item in rule.matches:
+        if isinstance(item, Match) and item.field in (Field.IIF, Field.OIF) and not item.negated:
+            names = frozenset(str(value) for value in item.values)
+            if not any(name.endswith("*") for name in names):
+                return names
+    return None
 
 
 def only_blocking(chains: Chains) -> dict[Place, FilterChain]:

@@ -151,10 +151,11 @@ class FilterChain:
 Chains = Mapping[Place, FilterChain]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Firewall:
-    """All that can stop a packet. uplinks: where default routes lead, by family.
+    """All that can stop a packet; two looks are never the same.
 
+    uplinks: where default routes lead, by family.
     bridged: families whose bridged frames br_netfilter takes through the hooks of IP as well.
     origins: who made a rule ("" is the policy), where the kernel named the process meanwhile.
     zones: of firewalld, interface → zone. zoned: bridges that vnetd itself has put into one, each
