@@ -16,7 +16,7 @@ from pathlib import Path
 
 from systemd import daemon as systemd
 
-from vnetd import journal
+from vnetd import journal, sysbus
 from vnetd.api.service import Service
 from vnetd.backends import files
 from vnetd.backends.firewall import Firewall
@@ -73,7 +73,7 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._backends = (Libvirtd(options.connect), Links(), Firewall())
+        self._backends = (Libvirtd(options.connect), Links(), Firewall(_say_firewalld_reloaded))
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock)
         self._reconciler.observe_only = options.observe
@@ -253,6 +253,15 @@ class _Daemon:
             if since is None or time.monotonic() - since < _LONGEST_PASS_SECONDS:
                 systemd.notify("WATCHDOG=1")
             await asyncio.sleep(usec / 2e6)
+
+
+async def _say_firewalld_reloaded(pid: int) -> None:
+    """What makes libvirt install its rules anew. Others would act on it too: it is for libvirt."""
+    interface = "org.fedoraproject.FirewallD1"
+    try:
+        await sysbus.signal_process(pid, "/org/fedoraproject/FirewallD1", interface, "Reloaded")
+    except (sysbus.BusError, sysbus.RemoteError) as error:
+        raise BackendError(f"libvirt cannot be told to install its rules again: {error}") from error
 
 
 def _lock(runtime: Path) -> int:

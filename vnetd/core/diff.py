@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from vnetd.core.model import (
+    FIREWALL_OBJECT,
     Address,
     Chain,
     Definition,
@@ -21,10 +22,11 @@ from vnetd.core.model import (
     Observed,
     Ruleset,
     Source,
+    World,
     network_object,
 )
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
-from vnetd.core.rules import iptables, repair
+from vnetd.core.rules import iptables, nftables, repair
 from vnetd.core.wording import few
 
 
@@ -130,6 +132,20 @@ class RulesDiffer:
     flaws: repair.Flaws
 
 
+@dataclass(frozen=True, slots=True)
+class RulesLost:
+    """libvirt itself must install them again. Until then vnetd's copies do their work."""
+
+    rules: tuple[tuple[Chain, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RulesLeftOver:
+    """Copies, duplicates, and rules of networks that are gone: nobody else will delete them."""
+
+    rules: tuple[nftables.Surplus, ...]
+
+
 Drift = (
     Undefined
     | ConfigDiffers
@@ -143,6 +159,8 @@ Drift = (
     | AddressMissing
     | Unplugged
     | RulesDiffer
+    | RulesLost
+    | RulesLeftOver
 )
 
 
@@ -188,18 +206,24 @@ def text(drift: Drift) -> str:
             return f"tap {tap} of guest {domain} is not on bridge {bridge}"
         case RulesDiffer(chain=chain, flaws=flaws):
             return f"{chain}: {_flaws(flaws)}"
+        case RulesLost(rules=rules):
+            return "lost by libvirt: " + few([f"{chain} {rule}" for chain, rule in rules])
+        case RulesLeftOver(rules=rules):
+            return "left over: " + few([f"{item.chain} {item.rule}" for item in rules])
         case _:
             assert_never(drift)
 
 
 def object_of(drift: Drift) -> str:
+    if isinstance(drift, RulesLost | RulesLeftOver):
+        return FIREWALL_OBJECT
     return network_object(drift.network)
 
 
 def source(drift: Drift) -> Source:
     """The source whose change shows it."""
     match drift:
-        case RulesDiffer():
+        case RulesDiffer() | RulesLost() | RulesLeftOver():
             return Source.FIREWALL
         case BridgeMissing() | BridgeDiffers() | AddressMissing() | Unplugged():
             return Source.LINKS
@@ -227,6 +251,8 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         here = [live for live in kept if not _has_moved(live, observed.firewall)]
         chains = _expected_chains(here, libvirt.lost_chains, observed.firewall, remembered)
         found += _rules(here, observed.firewall, chains)
+    if observed.firewall is not None and observed.firewall.world is World.NFTABLES:
+        found += _nftables_rules(kept, libvirt, observed.firewall)
     return Diff(
         drift=tuple(item for item in found if not isinstance(item, Conflict)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
@@ -402,10 +428,25 @@ def _rules(
                 yield RulesDiffer(name, chain, hit)
 
 
+def _nftables_rules(
+    kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset
+) -> Iterator[Drift]:
+    active = [network.live for network in libvirt.networks.values() if network.live is not None]
+    findings = nftables.examine(active, ruleset)
+    for live in kept:
+        for chain, flaws in sorted(findings.lacking.get(live.name, {}).items()):
+            yield RulesDiffer(live.name, chain, flaws)
+    if lost := nftables.examine(kept, ruleset).lost:
+        yield RulesLost(lost)
+    if findings.surplus:
+        yield RulesLeftOver(findings.surplus)
+
+
 def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
     for world, chains in ruleset.elsewhere.items():
         for live in kept:
-            if iptables.stands_in(live, chains):
+            stands_in = nftables.stands_in if world is World.NFTABLES else iptables.stands_in
+            if stands_in(live, chains):
                 moved = _has_moved(live, ruleset)
                 wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
                 left = f"rules of it are left in {world}, where libvirt no longer removes them"
@@ -416,10 +457,10 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
     """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
     until libvirtd is restarted, neither place is the right one.
     """
+    if not ruleset.world.is_iptables or iptables.stands_in(live, ruleset.chains):
+        return False
     others = [chains for world, chains in ruleset.elsewhere.items() if world.is_iptables]
-    return any(iptables.stands_in(live, chains) for chains in others) and not iptables.stands_in(
-        live, ruleset.chains
-    )
+    return any(iptables.stands_in(live, chains) for chains in others)
 
 
 def _flaws(flaws: repair.Flaws) -> str:

@@ -190,11 +190,16 @@ class Ruleset:
     """The chains that libvirt writes to.
 
     elsewhere: the same of worlds that libvirt has left; what it wrote there stays until removed.
+    Of libvirt's nftables backend also each rule's handle, which of them libvirt will delete by
+    itself (remembered), and whether libvirt has not written for a while (settled).
     """
 
     world: World
     chains: Chains = field(default_factory=dict)
     elsewhere: Mapping[World, Chains] = field(default_factory=dict)
+    handles: Mapping[Chain, tuple[int, ...]] = field(default_factory=dict)
+    remembered: frozenset[tuple[Chain, int]] = frozenset()
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +221,10 @@ class Cause:
 
     def __str__(self) -> str:
         return " < ".join((f"{self.process}[{self.pid}]", *self.parents))
+
+
+FIREWALL_OBJECT = "firewall"
+"""The same for what concerns no network alone."""
 
 
 def network_object(name: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from vnetd.core import diff as d
 from vnetd.core.model import (
+    FIREWALL_OBJECT,
     Address,
     Chain,
     DhcpHost,
@@ -15,10 +16,11 @@ from vnetd.core.model import (
     Family,
     IfName,
     Observed,
+    World,
     network_object,
 )
 from vnetd.core.policy import NetworkPolicy, Policy
-from vnetd.core.rules import iptables, repair
+from vnetd.core.rules import iptables, nftables, repair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,19 @@ class RestoreRules(_Action):
 
     family: Family
     chains: tuple[ChainEdits, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditNftables(_Action):
+    """For nft -f: one transaction in libvirt's own tables."""
+
+    what: str
+    script: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinstallRules(_Action):
+    """libvirt deletes the rules of all its networks and installs them again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +120,8 @@ class PlugTap(_Action):
 
 Action = (
     RestoreRules
+    | EditNftables
+    | ReinstallRules
     | RemoveNetwork
     | DefineNetwork
     | SetAutostart
@@ -127,6 +144,10 @@ def text(action: Action) -> str:
             count = sum(1 for chain in chains for edit in chain.edits if edit.position)
             version = "IPv4" if family is Family.IPV4 else "IPv6"
             return f"restore {count} {version} rules in {len(chains)} chains"
+        case EditNftables(what=what):
+            return what
+        case ReinstallRules():
+            return "let libvirt install the rules of all its networks again"
         case RemoveNetwork(network=network):
             return f"stop and undefine network {network}"
         case DefineNetwork(policy=policy):
@@ -166,13 +187,14 @@ def plan(
         item.network for item in found.drift if isinstance(item, d.LiveDiffers | d.BridgeMissing)
     }
     rules: list[Action] = list(_rules(observed, found, remembered or {}))
+    rules += _nftables_rules(observed, found)
     networks: list[Action] = []
     links: list[Action] = []
     for name in sorted(restarted):
         reasons = [
             d.text(item)
             for item in found.drift
-            if item.network == name and isinstance(item, d.LiveDiffers | d.BridgeMissing)
+            if isinstance(item, d.LiveDiffers | d.BridgeMissing) and item.network == name
         ]
         networks.append(
             RestartNetwork(
@@ -183,7 +205,7 @@ def plan(
             )
         )
     for item in found.drift:
-        if isinstance(item, d.RulesDiffer | d.LiveDiffers | d.BridgeMissing):
+        if isinstance(item, _OF_RULES | d.LiveDiffers | d.BridgeMissing):
             continue
         action = _action(item, policy, observed)
         if isinstance(action, SetBridge | AddAddress | PlugTap):
@@ -194,6 +216,7 @@ def plan(
     return (*rules, *sorted(networks, key=_rank), *links)
 
 
+_OF_RULES = d.RulesDiffer | d.RulesLost | d.RulesLeftOver
 # Removing first frees names and subnets; a definition must be right before it is started.
 _ORDER = (RemoveNetwork, DefineNetwork, SetAutostart, UpdateDhcp, RestartNetwork, StartNetwork)
 
@@ -296,6 +319,49 @@ def _rules(
                 )
             )
     return actions
+
+
+def _nftables_rules(observed: Observed, found: d.Diff) -> Iterator[Action]:
+    """First what guests lack, as copies; then libvirt's own; then the copies and all else that is
+    too many goes.
+    """
+    ruleset, libvirt = observed.firewall, observed.libvirt
+    if ruleset is None or libvirt is None or ruleset.world is not World.NFTABLES:
+        return
+    lacking: dict[str, dict[Chain, repair.Flaws]] = {}
+    delete: tuple[nftables.Surplus, ...] = ()
+    reinstall = ""
+    for item in found.drift:
+        match item:
+            case d.RulesDiffer(network=network, chain=chain, flaws=flaws):
+                lacking.setdefault(network, {})[chain] = flaws
+            case d.RulesLeftOver(rules=rules):
+                delete = rules
+            case d.RulesLost():
+                reinstall = d.text(item)
+            case _:
+                pass
+    if lacking or libvirt.lost_chains:
+        kept = [network.live for _, network in sorted(libvirt.networks.items()) if network.live]
+        yield EditNftables(
+            objects=tuple(network_object(network) for network in sorted(lacking)),
+            reason="rules are lacking" if lacking else "libvirt's chains are gone",
+            what="put copies of lacking rules in place",
+            script=nftables.script(kept, ruleset, delete=delete, skeleton=True, lacking=lacking),
+        )
+    elif delete:
+        yield EditNftables(
+            objects=(FIREWALL_OBJECT,),
+            reason=f"libvirt does not delete them in {nftables.TABLE}",
+            what=f"delete {len(delete)} rules that are left over",
+            script=nftables.script((), ruleset, delete=delete, skeleton=False, lacking={}),
+        )
+    elif reinstall:
+        yield ReinstallRules(
+            objects=(FIREWALL_OBJECT,),
+            reason=reinstall,
+            impact="new connections fail for some 0.1 s for each network while libvirt writes",
+        )
 
 
 def _restart_impact(network: str, observed: Observed) -> str:
