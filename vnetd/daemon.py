@@ -17,7 +17,7 @@ from pathlib import Path
 
 from systemd import daemon as systemd
 
-from vnetd import journal
+from vnetd import journal, sysbus
 from vnetd.api.service import Service
 from vnetd.backends import files, scene
 from vnetd.backends.dnsmasq import Dnsmasq
@@ -84,7 +84,7 @@ class _Daemon:
         self._backends = (
             Libvirtd(options.connect),
             Links(),
-            Firewall(),
+            Firewall(_say_firewalld_reloaded),
             Filters(),
             self._guard(),
             Sysctls(),
@@ -286,6 +286,15 @@ class _Daemon:
             if since is None or time.monotonic() - since < _LONGEST_PASS_SECONDS:
                 systemd.notify("WATCHDOG=1")
             await asyncio.sleep(usec / 2e6)
+
+
+async def _say_firewalld_reloaded(pid: int) -> None:
+    """What makes libvirt install its rules anew. Others would act on it too: it is for libvirt."""
+    interface = "org.fedoraproject.FirewallD1"
+    try:
+        await sysbus.signal_process(pid, "/org/fedoraproject/FirewallD1", interface, "Reloaded")
+    except (sysbus.BusError, sysbus.RemoteError) as error:
+        raise BackendError(f"libvirt cannot be told to install its rules again: {error}") from error
 
 
 def _lock(runtime: Path) -> int:

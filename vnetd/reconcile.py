@@ -122,6 +122,8 @@ class _Incident:
     cause: Cause | None
     actions: list[str] = field(default_factory=list)
     error: str = ""
+    ended: float | None = None
+    """When it was first seen to be right again, until it is not."""
 
 
 class Reconciler:
@@ -226,13 +228,15 @@ class Reconciler:
             actions = tuple(a for a in actions if failed[a] < _MOST_TRIES and self._may(a))
             if not actions or actions == tried or self._stopping.is_set():
                 break
-            if not all(isinstance(action, p.RestoreRules | p.WriteGuard) for action in actions):
+            quick = (p.RestoreRules, p.EditNftables, p.WriteGuard)
+            if not all(isinstance(action, quick) for action in actions):
                 self._publish(found, healing=True)  # rules are back sooner than it takes to say so
             failed.update(await self._apply(actions, incidents))
             self._announce(incidents)
             await self._observe(self._touched(actions))
             tried = actions
             found, actions = self._think()
+            self._mark_ended(found, incidents)
         self._announce(incidents)
         self._conclude(found, incidents, pokes.first)
         return self._publish(found, healing=False)
@@ -335,6 +339,15 @@ class Reconciler:
                     incident.actions.append(p.text(action))
         return failed
 
+    def _mark_ended(self, found: d.Diff, incidents: Mapping[str, _Incident]) -> None:
+        """The pass may go on with others for long."""
+        left = _by_object(found.drift)
+        for object_, incident in incidents.items():
+            if object_ in left:
+                incident.ended = None
+            elif incident.ended is None:
+                incident.ended = self._clock.monotonic()
+
     def _touched(self, actions: Iterable[p.Action]) -> set[Source]:
         """A network that starts or stops changes links and rules as well."""
         touched = {self._backend(action).source for action in actions}
@@ -350,7 +363,8 @@ class Reconciler:
                 self._failures.pop(object_, None)
                 if incident.actions:
                     self._fights[object_].healed(now)
-                    self._record(object_, incident, Outcome.REPAIRED, ms)
+                    took = round(((incident.ended or now) - notice) * 1000)
+                    self._record(object_, incident, Outcome.REPAIRED, took)
             elif incident.actions or incident.error:
                 why = incident.error or "the repair did not hold"
                 failure = self._failures.setdefault(object_, Failure(""))

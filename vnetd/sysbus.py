@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from dbus_next.aio.message_bus import MessageBus
@@ -83,6 +84,29 @@ async def call_bus(
 ) -> list[Any]:
     """A method of the bus itself."""
     return await call(bus, _BUS, "/org/freedesktop/DBus", _BUS, member, signature, body)
+
+
+async def signal_process(pid: int, path: str, interface: str, member: str) -> None:
+    """A signal to the connections of one process, and to nobody else. Raises BusError."""
+    bus = await connect()
+    try:
+        (names,) = await call_bus(bus, "ListNames")
+        heard = False
+        for name in names:
+            if not name.startswith(":"):
+                continue
+            with suppress(RemoteError):  # it has left
+                (owner,) = await call_bus(bus, "GetConnectionUnixProcessID", "s", [name])
+                if owner == pid:
+                    signal = Message.new_signal(path, interface, member)
+                    signal.destination = name
+                    await bus.send(signal)
+                    heard = True
+        if not heard:
+            raise BusError(f"process {pid} is not on the system bus")
+        await call_bus(bus, "GetId")  # answered after the signals have gone out
+    finally:
+        bus.disconnect()  # type: ignore[no-untyped-call]
 
 
 class _Bus(MessageBus):

@@ -72,6 +72,7 @@ def test_flush_is_repaired(box: Hypervisor, script: str) -> None:
     heal(box, script, box.rules())
 
 
+@pytest.mark.timeout(600)  # a hundred repairs
 def test_each_single_rule_comes_back(box: Hypervisor) -> None:
     good = box.rules()
     rules = libvirts_rules(box)

@@ -7,41 +7,57 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 
-from vnetd.backends import iptables, legacy, netlink, process
+from vnetd.backends import iptables, legacy, netlink, nftables, process
 from vnetd.backends.base import Poke
-from vnetd.core.model import Cause, Observed, Ruleset, Source, World
-from vnetd.core.plan import Action, RestoreRules
+from vnetd.core.model import Cause, Chains, Libvirt, Observed, Ruleset, Source, World
+from vnetd.core.plan import Action, EditNftables, ReinstallRules, RestoreRules
 from vnetd.errors import BackendError
 
 _FAMILIES = (int(socket.AF_INET), int(socket.AF_INET6))
 _LIBVIRT_TABLES = frozenset((family, "libvirt_network") for family in _FAMILIES)
-_WATCHED = frozenset(
+_WATCHED = _LIBVIRT_TABLES | {
     (family, table) for family in _FAMILIES for table in ("filter", "nat", "mangle")
-)
+}
 # After a firewalld reload libvirt puts its rules back by itself: it gets the time to.
 _SELF_HEALING = ("libvirtd[", "virtnetworkd[", "firewalld[")
+# libvirt writes one rule after the other, some 10 to 30 ms apart. It hears of a reload at once, but
+# may be busy with a network.
+_QUIET_SECONDS = 0.5
+_HEARS_SECONDS, _REINSTALLS_SECONDS = 10.0, 90.0
+# The first libvirt with an nftables backend.
+_NFTABLES_SINCE = (10, 4)
 
 
 class Firewall:
     source = Source.FIREWALL
-    actions: tuple[type[Action], ...] = (RestoreRules,)
+    actions: tuple[type[Action], ...] = (RestoreRules, EditNftables, ReinstallRules)
 
-    def __init__(self) -> None:
-        self._world: World | None = None
+    def __init__(self, ask_for_rules: Callable[[int], Awaitable[None]]) -> None:
+        """ask_for_rules: makes the libvirt of this pid install all its rules again."""
+        self._ask_for_rules = ask_for_rules
+        self._world = World.NONE
         self._told_by: object = None
+        self._left: dict[World, Chains] = {}
         self._events = netlink.open_nftables_events()
         self._generations = netlink.Generations()
         self._poke: Poke | None = None
         self._writing = False
+        self._libvirt_wrote_at = float("-inf")
+        self._libvirt_wrote = asyncio.Event()
+        self._look_again: asyncio.TimerHandle | None = None
         self._in_legacy = asyncio.Event()
         self._legacy_print = b""
 
     async def observe(self, observed: Observed) -> Observed:
-        told_by = (observed.libvirt.session if observed.libvirt else 0, iptables.target())
-        if self._world is None or told_by != self._told_by:
-            self._world, self._told_by = await _detect(), told_by
+        libvirt = observed.libvirt
+        told_by = (libvirt.session if libvirt else 0, iptables.target())
+        if told_by != self._told_by:
+            self._told_by = told_by
+            self._world, self._left = await _detect(libvirt)
         world = self._world
         ruleset = Ruleset(world)
         self._in_legacy.clear()
@@ -51,19 +67,60 @@ class Firewall:
             self._in_legacy.set()
         if world.is_iptables:
             chains = await iptables.read(world)
-            ruleset = Ruleset(world, chains, await iptables.read_others(world))
+            ruleset = Ruleset(world, chains, self._left | await iptables.read_others(world))
+        if world is World.NFTABLES:
+            netlink.drain(self._events, self._on_data)
+            settled = time.monotonic() - self._libvirt_wrote_at > _QUIET_SECONDS
+            if not settled and self._look_again is None:
+                loop = asyncio.get_running_loop()
+                self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
+            ruleset = await nftables.read(settled=settled)
+            ruleset = replace(ruleset, elsewhere=await iptables.read_others(world))
         return replace(observed, firewall=ruleset)
 
     async def apply(self, action: Action) -> None:
-        assert isinstance(action, RestoreRules), action
-        assert self._world is not None, "planned from an observation"
+        match action:
+            case RestoreRules():
+                await self._write(iptables.restore(self._world, action))
+            case EditNftables(script=script):
+                await self._write(nftables.edit(script))
+            case ReinstallRules():
+                await self._reinstall()
+            case _:
+                raise AssertionError(action)
+
+    async def _write(self, work: Coroutine[None, None, None]) -> None:
         self._writing = True
         try:
-            await iptables.restore(self._world, action)
+            await work
         finally:
             # The kernel tells of a write before the writer ends: what is ours is here by now.
             netlink.drain(self._events, self._on_data)
             self._writing = False
+
+    async def _reinstall(self) -> None:
+        """Returns when libvirt has written what it writes."""
+        daemon = process.libvirt()
+        if daemon is None:
+            raise BackendError("libvirt cannot be told to install its rules again: no pid file")
+        self._libvirt_wrote.clear()
+        await self._ask_for_rules(daemon.pid)
+        try:
+            async with asyncio.timeout(_HEARS_SECONDS):
+                await self._libvirt_wrote.wait()
+            async with asyncio.timeout(_REINSTALLS_SECONDS):
+                while await self._writes_on():
+                    pass
+        except TimeoutError:
+            raise BackendError(f"{daemon} does not install its rules again") from None
+
+    async def _writes_on(self) -> bool:
+        self._libvirt_wrote.clear()
+        try:
+            async with asyncio.timeout(_QUIET_SECONDS):
+                return await self._libvirt_wrote.wait()
+        except TimeoutError:
+            return False
 
     async def watch(self, poke: Poke) -> None:
         self._poke = poke
@@ -86,28 +143,35 @@ class Firewall:
                 self._in_legacy.clear()  # until a look succeeds, which also says what is wrong
             poke(self.source, Source.LIBVIRT, reason="iptables-legacy changed")
 
+    def _on_settled(self) -> None:
+        self._look_again = None
+        if self._poke is not None:
+            self._poke(self.source, Source.LIBVIRT, reason="libvirt has written its rules")
+
     def _on_data(self, data: bytes | None) -> None:
         if self._poke is None:
             return
         if data is None:
-            self._world = None
+            self._told_by = None
             self._poke(*Source, reason="nf_tables events were lost")
             return
         for generation in self._generations.feed(data):
             self._on_generation(generation, self._poke)
 
     def _on_generation(self, generation: netlink.Generation, poke: Poke) -> None:
-        if generation.tables & _LIBVIRT_TABLES:
-            self._world = None
-        elif not generation.tables & _WATCHED:
+        if not generation.tables & _WATCHED:
             return
+        if generation.tables & _LIBVIRT_TABLES and self._world is not World.NFTABLES:
+            self._told_by = None
         name = generation.process
-        if self._writing and name in iptables.WRITERS:
-            return
+        if self._writing and name in (*iptables.WRITERS, "nft"):
+            return  # whoever else writes right now is seen by the look that follows
         parents = process.ancestors(generation.pid, name)
         cause = Cause(name, generation.pid, parents or ())
         reason = f"firewall changed by {name}"
         if _heals_itself(generation, parents):
+            self._libvirt_wrote_at = time.monotonic()
+            self._libvirt_wrote.set()
             # libvirt says what it did only when it is through: ask it again as well.
             poke(self.source, Source.LIBVIRT, reason=reason, cause=cause, writing=True)
         else:
@@ -127,10 +191,20 @@ def _heals_itself(generation: netlink.Generation, parents: tuple[str, ...] | Non
     return parents is None and generation.process in tools and generation.changes <= 1
 
 
-async def _detect() -> World:
-    try:
-        if "counter" in await process.run(["nft", "list", "table", "ip", "libvirt_network"]):
-            return World.NFTABLES
-    except BackendError:
-        pass  # no such table, or no nft: not libvirt's nftables backend
-    return await iptables.variant()
+async def _detect(libvirt: Libvirt | None) -> tuple[World, dict[World, Chains]]:
+    """What libvirt writes to, and what it has left behind in its nftables tables if it does not.
+
+    Its own record of the rules that it made is the truth; where it has none, its rules tell, and
+    where there are none, its configuration.
+    """
+    version = tuple(int(part) for part in libvirt.version.split(".")[:2]) if libvirt else (0,)
+    if version < _NFTABLES_SINCE:
+        return await iptables.variant(), {}
+    backend, _ = nftables.recorded()
+    chains = (await nftables.read(settled=True)).chains
+    if backend is None and nftables.has_rules(chains):
+        backend = "nftables"
+    if (backend or nftables.configured()) == "nftables":
+        return World.NFTABLES, {}
+    left = {World.NFTABLES: chains} if nftables.has_rules(chains) else {}
+    return await iptables.variant(), left

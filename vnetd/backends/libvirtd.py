@@ -65,7 +65,6 @@ _DIRECTORIES = tuple(
 # What a change by libvirt may touch. Rules are left out: the kernel tells of them.
 _TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.SYSCTLS, Source.DNSMASQ)
 _LEASES = Path("/var/lib/libvirt/dnsmasq")
-_PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
 _CHAINS_LOST = "No chain/target/match by that name"
 
 
@@ -199,7 +198,7 @@ class Libvirtd:
         try:
             while True:
                 await watch.changed()
-                poke(*_TOUCHED, reason="libvirt's files changed", cause=daemon())
+                poke(*_TOUCHED, reason="libvirt's files changed", cause=process.libvirt())
         finally:
             watch.close()
 
@@ -294,7 +293,7 @@ class _Events:
             libvirt.VIR_NETWORK_EVENT_STARTED: "started",
             libvirt.VIR_NETWORK_EVENT_STOPPED: "stopped",
         }.get(event, "changed")
-        self._hand_over(f"network {network.name()} {what}", cause=daemon(), writing=False)
+        self._hand_over(f"network {network.name()} {what}", cause=process.libvirt(), writing=False)
 
     def _on_domain(self, _connection: Any, domain: Any, *_rest: Any) -> None:
         self._hand_over(f"domain {domain.name()} changed")
@@ -311,18 +310,6 @@ class _Events:
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(hand_over)
-
-
-def daemon() -> Cause | None:
-    """The daemon through which a network was changed; libvirt does not tell for whom."""
-    for path in _PID_FILES:
-        try:
-            pid = int(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if (name := process.name_of(pid)) is not None:
-            return Cause(name, pid)
-    return None
 
 
 _event_thread: threading.Thread | None = None

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from vnetd.core.model import Cause
 from vnetd.errors import BackendError
 
 _SECONDS = 30.0
 # What an admin recognises is among the first ancestors: a shell, cron, ansible, a service.
 _MOST_ANCESTORS = 4
+_PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
 
 
 async def run(argv: Sequence[str], stdin: str = "") -> str:
@@ -45,6 +47,18 @@ def name_of(pid: int) -> str | None:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
     except OSError:
         return None
+
+
+def libvirt() -> Cause | None:
+    """The daemon through which a network was changed; libvirt does not tell for whom."""
+    for path in _PID_FILES:
+        try:
+            pid = int(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if (name := name_of(pid)) is not None:
+            return Cause(name, pid)
+    return None
 
 
 def ancestors(pid: int, name: str) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from vnetd.core import coexist, foreign, guarding, needs
 from vnetd.core.model import (
+    FIREWALL_OBJECT,
     Address,
     Cause,
     Chain,
@@ -24,11 +25,12 @@ from vnetd.core.model import (
     Observed,
     Ruleset,
     Source,
+    World,
     network_object,
 )
 from vnetd.core.packets.firewall import Firewall
 from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
-from vnetd.core.rules import iptables, repair
+from vnetd.core.rules import iptables, nftables, repair
 from vnetd.core.rules.guard import Table
 from vnetd.core.wording import few
 
@@ -169,6 +171,20 @@ class GuardDiffers:
     rules: int
 
 
+@dataclass(frozen=True, slots=True)
+class RulesLost:
+    """libvirt itself must install them again. Until then vnetd's copies do their work."""
+
+    rules: tuple[tuple[Chain, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RulesLeftOver:
+    """Copies, duplicates, and rules of networks that are gone: nobody else will delete them."""
+
+    rules: tuple[nftables.Surplus, ...]
+
+
 Drift = (
     Undefined
     | ConfigDiffers
@@ -188,6 +204,8 @@ Drift = (
     | DnsmasqDead
     | coexist.AcceptsDiffer
     | coexist.ZoneDiffers
+    | RulesLost
+    | RulesLeftOver
 )
 
 
@@ -248,18 +266,24 @@ def text(drift: Drift) -> str:
             return "its dnsmasq is dead: no DHCP, no DNS"
         case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
             return str(drift)
+        case RulesLost(rules=rules):
+            return "lost by libvirt: " + few([f"{chain} {rule}" for chain, rule in rules])
+        case RulesLeftOver(rules=rules):
+            return "left over: " + few([f"{item.chain} {item.rule}" for item in rules])
         case _:
             assert_never(drift)
 
 
 def object_of(drift: Drift) -> str:
+    if isinstance(drift, RulesLost | RulesLeftOver):
+        return FIREWALL_OBJECT
     return network_object(drift.network)
 
 
 def source(drift: Drift) -> Source:
     """The source whose change shows it."""
     match drift:
-        case RulesDiffer():
+        case RulesDiffer() | RulesLost() | RulesLeftOver():
             return Source.FIREWALL
         case GuardDiffers():
             return Source.GUARD
@@ -296,6 +320,8 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         here = [live for live in kept if not _has_moved(live, observed.firewall)]
         chains = _expected_chains(here, libvirt.lost_chains, observed.firewall, remembered)
         found += _rules(here, observed.firewall, chains)
+    if observed.firewall is not None and observed.firewall.world is World.NFTABLES:
+        found += _nftables_rules(kept, libvirt, observed.firewall)
     table = None
     if observed.guard is not None:
         right = observed.firewall
@@ -499,10 +525,25 @@ def _rules(
                 yield RulesDiffer(name, chain, hit)
 
 
+def _nftables_rules(
+    kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset
+) -> Iterator[Drift]:
+    active = [network.live for network in libvirt.networks.values() if network.live is not None]
+    findings = nftables.examine(active, ruleset)
+    for live in kept:
+        for chain, flaws in sorted(findings.lacking.get(live.name, {}).items()):
+            yield RulesDiffer(live.name, chain, flaws)
+    if lost := nftables.examine(kept, ruleset).lost:
+        yield RulesLost(lost)
+    if findings.surplus:
+        yield RulesLeftOver(findings.surplus)
+
+
 def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
     for world, chains in ruleset.elsewhere.items():
         for live in kept:
-            if iptables.stands_in(live, chains):
+            stands_in = nftables.stands_in if world is World.NFTABLES else iptables.stands_in
+            if stands_in(live, chains):
                 moved = _has_moved(live, ruleset)
                 wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
                 left = f"rules of it are left in {world}, where libvirt no longer removes them"
@@ -513,10 +554,10 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
     """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
     until libvirtd is restarted, neither place is the right one.
     """
+    if not ruleset.world.is_iptables or iptables.stands_in(live, ruleset.chains):
+        return False
     others = [chains for world, chains in ruleset.elsewhere.items() if world.is_iptables]
-    return any(iptables.stands_in(live, chains) for chains in others) and not iptables.stands_in(
-        live, ruleset.chains
-    )
+    return any(iptables.stands_in(live, chains) for chains in others)
 
 
 def _foreign(

@@ -226,11 +226,16 @@ class Ruleset:
     """All chains, each rule in iptables-save's form without -A CHAIN.
 
     elsewhere: the same of worlds that libvirt has left; what it wrote there stays until removed.
+    Of libvirt's nftables backend also each rule's handle, which of them libvirt will delete by
+    itself (remembered), and whether libvirt has not written for a while (settled).
     """
 
     world: World
     chains: Chains = field(default_factory=dict)
     elsewhere: Mapping[World, Chains] = field(default_factory=dict)
+    handles: Mapping[Chain, tuple[int, ...]] = field(default_factory=dict)
+    remembered: frozenset[tuple[Chain, int]] = frozenset()
+    settled: bool = True
 
 
 class Held(StrEnum):
@@ -269,6 +274,10 @@ class Observed:
     followed: frozenset[str] = frozenset()
     """Networks whose leases the policy needs."""
     filters: Firewall | None = None
+
+
+FIREWALL_OBJECT = "firewall"
+"""The same for what concerns no network alone."""
 
 
 def network_object(name: str) -> str:

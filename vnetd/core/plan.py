@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from vnetd.core import coexist
 from vnetd.core import diff as d
 from vnetd.core.model import (
+    FIREWALL_OBJECT,
     Address,
     Chain,
     DhcpHost,
@@ -18,11 +19,12 @@ from vnetd.core.model import (
     IfName,
     Observed,
     PortState,
+    World,
     network_object,
 )
 from vnetd.core.packets.firewall import Place
 from vnetd.core.policy import NetworkPolicy, Policy
-from vnetd.core.rules import iptables, repair
+from vnetd.core.rules import iptables, nftables, repair
 from vnetd.core.rules.guard import Rule
 
 
@@ -77,6 +79,19 @@ class SetZone(_Action):
     network: str
     bridge: IfName
     zone: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditNftables(_Action):
+    """For nft -f: one transaction in libvirt's own tables."""
+
+    what: str
+    script: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinstallRules(_Action):
+    """libvirt deletes the rules of all its networks and installs them again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +185,8 @@ Action = (
     | WriteGuard
     | SetAccepts
     | SetZone
+    | EditNftables
+    | ReinstallRules
     | RemoveNetwork
     | DefineNetwork
     | SetAutostart
@@ -204,6 +221,10 @@ def text(action: Action) -> str:
             return f"{', '.join(parts)} accepts of vnetd in {place}"
         case SetZone(bridge=bridge, zone=zone):
             return f"put bridge {bridge} into firewalld's zone {zone or 'by default'}"
+        case EditNftables(what=what):
+            return what
+        case ReinstallRules():
+            return "let libvirt install the rules of all its networks again"
         case RemoveNetwork(network=network):
             return f"stop and undefine network {network}"
         case DefineNetwork(policy=policy):
@@ -249,6 +270,7 @@ def plan(
         item.network for item in found.drift if isinstance(item, d.LiveDiffers | d.BridgeMissing)
     }
     rules: list[Action] = list(_rules(observed, found, remembered or {}))
+    rules += _nftables_rules(observed, found)
     rules += _guard(observed, found)
     rules += _sysctls(found)
     networks: list[Action] = []
@@ -257,7 +279,7 @@ def plan(
         reasons = [
             d.text(item)
             for item in found.drift
-            if item.network == name and isinstance(item, d.LiveDiffers | d.BridgeMissing)
+            if isinstance(item, d.LiveDiffers | d.BridgeMissing) and item.network == name
         ]
         networks.append(
             RestartNetwork(
@@ -285,7 +307,8 @@ def plan(
 
 
 # Drift that is planned for by itself.
-_ELSEWHERE = d.RulesDiffer | d.GuardDiffers | d.SysctlDiffers | d.LiveDiffers | d.BridgeMissing
+_OF_RULES = d.RulesDiffer | d.RulesLost | d.RulesLeftOver
+_ELSEWHERE = _OF_RULES | d.GuardDiffers | d.SysctlDiffers | d.LiveDiffers | d.BridgeMissing
 
 # Removing first frees names and subnets; a definition must be right before it is started.
 _ORDER = (
@@ -484,6 +507,49 @@ def _with_others(item: coexist.AcceptsDiffer | coexist.ZoneDiffers) -> SetAccept
             )
         case _:
             assert_never(item)
+
+
+def _nftables_rules(observed: Observed, found: d.Diff) -> Iterator[Action]:
+    """First what guests lack, as copies; then libvirt's own; then the copies and all else that is
+    too many goes.
+    """
+    ruleset, libvirt = observed.firewall, observed.libvirt
+    if ruleset is None or libvirt is None or ruleset.world is not World.NFTABLES:
+        return
+    lacking: dict[str, dict[Chain, repair.Flaws]] = {}
+    delete: tuple[nftables.Surplus, ...] = ()
+    reinstall = ""
+    for item in found.drift:
+        match item:
+            case d.RulesDiffer(network=network, chain=chain, flaws=flaws):
+                lacking.setdefault(network, {})[chain] = flaws
+            case d.RulesLeftOver(rules=rules):
+                delete = rules
+            case d.RulesLost():
+                reinstall = d.text(item)
+            case _:
+                pass
+    if lacking or libvirt.lost_chains:
+        kept = [network.live for _, network in sorted(libvirt.networks.items()) if network.live]
+        yield EditNftables(
+            objects=tuple(network_object(network) for network in sorted(lacking)),
+            reason="rules are lacking" if lacking else "libvirt's chains are gone",
+            what="put copies of lacking rules in place",
+            script=nftables.script(kept, ruleset, delete=delete, skeleton=True, lacking=lacking),
+        )
+    elif delete:
+        yield EditNftables(
+            objects=(FIREWALL_OBJECT,),
+            reason=f"libvirt does not delete them in {nftables.TABLE}",
+            what=f"delete {len(delete)} rules that are left over",
+            script=nftables.script((), ruleset, delete=delete, skeleton=False, lacking={}),
+        )
+    elif reinstall:
+        yield ReinstallRules(
+            objects=(FIREWALL_OBJECT,),
+            reason=reinstall,
+            impact="new connections fail for some 0.1 s for each network while libvirt writes",
+        )
 
 
 def _restart_impact(network: str, observed: Observed) -> str:

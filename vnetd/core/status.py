@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from vnetd.core import diff as d
 from vnetd.core import guarding
-from vnetd.core.model import Definition, Held, Mode, Observed, State, World, network_object
+from vnetd.core.model import Definition, Held, Mode, Observed, State, network_object
 from vnetd.core.policy import Enforcement, Policy
 
 
@@ -63,8 +63,6 @@ def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances
     libvirt = observed.libvirt
     world = observed.firewall.world if observed.firewall else None
     troubles = [*now.troubles]
-    if world is World.NFTABLES:
-        troubles.append(f"firewall: rules in {world} are not repaired by this version")
     observing = policy.enforcement is Enforcement.OBSERVE
     per_object = _per_object(found, now)
     networks = {}
@@ -87,9 +85,10 @@ def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances
             drift=drift,
             reasons=reasons,
         )
-    for _, reasons in per_object.values():
-        troubles += reasons
     states = [network.state for network in networks.values()]
+    for drift, reasons in per_object.values():
+        troubles += reasons
+        states.append(_state(drift, reasons, now, observing=observing))
     return Status(
         state=_worst([*states, _state((), troubles, now, observing=observing)]),
         enforcement=policy.enforcement,

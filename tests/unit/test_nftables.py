@@ -1,0 +1,99 @@
+"""What is made of the rules in libvirt's nftables tables: what lacks, what is lost, what goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.definitions import definition
+from vnetd.backends import network_xml
+from vnetd.core.model import Chain, Family, Ruleset, World
+from vnetd.core.rules import nftables
+from vnetd.core.rules.nftables import MARK, Findings
+
+LAB = network_xml.parse(definition("nat", 1))
+OUT = Chain(Family.IPV4, nftables.TABLE, "guest_output")
+NAT = Chain(Family.IPV4, nftables.TABLE, "guest_nat")
+ACCEPT, REJECT = nftables.network_rules(LAB)[OUT]
+
+
+def right() -> Ruleset:
+    """As libvirt leaves it: handles grow with time, and each rule went to the head of its chain."""
+    rules = {chain: nftables.network_rules(LAB).get(chain, ()) for chain in nftables.CHAINS}
+    rules |= {chain: nftables.JUMPS for chain in nftables.CHAINS if chain.name == "forward"}
+    handles = {chain: tuple(range(9, 9 - len(found), -1)) for chain, found in rules.items()}
+    remembered = {(chain, handle) for chain, found in handles.items() for handle in found}
+    return Ruleset(World.NFTABLES, rules, handles=handles, remembered=frozenset(remembered))
+
+
+def with_chain(chain: Chain, *rules: tuple[int, str]) -> Ruleset:
+    ruleset = right()
+    return replace(
+        ruleset,
+        chains={**ruleset.chains, chain: tuple(rule for _, rule in rules)},
+        handles={**ruleset.handles, chain: tuple(handle for handle, _ in rules)},
+    )
+
+
+def surplus(ruleset: Ruleset) -> list[int]:
+    return [item.handle for item in nftables.examine([LAB], ruleset).surplus]
+
+
+def test_what_libvirt_made_is_right() -> None:
+    assert nftables.examine([LAB], right()) == Findings()
+
+
+def test_a_lost_rule_lacks_until_a_copy_stands_in_and_stays_lost() -> None:
+    broken = with_chain(OUT, (8, REJECT))
+    found = nftables.examine([LAB], broken)
+    assert found.lacking[LAB.name][OUT].missing == (ACCEPT,)
+    assert found.lost == ((OUT, ACCEPT),)
+    standing_in = with_chain(OUT, (11, ACCEPT + MARK), (10, REJECT + MARK), (8, REJECT))
+    assert nftables.examine([LAB], standing_in) == Findings(lost=((OUT, ACCEPT),))
+
+
+def test_copies_go_when_libvirts_own_are_back() -> None:
+    back = with_chain(OUT, (13, ACCEPT), (12, REJECT), (11, ACCEPT + MARK), (10, REJECT + MARK))
+    assert surplus(back) == [11, 10]
+
+
+def test_of_several_the_one_that_libvirt_will_delete_stays() -> None:
+    assert surplus(with_chain(OUT, (20, REJECT), (9, ACCEPT), (8, REJECT))) == [20]
+    forgotten = replace(
+        with_chain(OUT, (20, ACCEPT), (19, REJECT), (9, ACCEPT), (8, REJECT)),
+        remembered=frozenset(),
+    )
+    assert surplus(forgotten) == [9, 8]
+
+
+def test_an_accept_behind_its_reject_lacks() -> None:
+    found = nftables.examine([LAB], with_chain(OUT, (8, REJECT), (9, ACCEPT)))
+    assert found.lacking[LAB.name][OUT].misplaced
+
+
+def test_rules_of_what_is_gone_go_but_not_while_libvirt_writes_and_no_foreign_ones() -> None:
+    dead = [
+        (30, "ip saddr 10.9.0.0/24 iif 69 counter accept"),
+        (31, "iif 69 counter reject"),
+        (32, 'iifname "uplink0" ip saddr 192.0.2.1 accept'),
+        (33, "iif 69 drop"),
+    ]
+    ruleset = with_chain(OUT, (9, ACCEPT), (8, REJECT), *dead)
+    assert surplus(ruleset) == [30, 31]
+    assert surplus(replace(ruleset, settled=False)) == []
+    of_others = "ip saddr 10.9.0.0/24 ip daddr != 10.9.0.0/24 counter masquerade"
+    own = list(zip(right().handles[NAT], right().chains[NAT], strict=True))
+    assert surplus(with_chain(NAT, *own, (40, of_others))) == [40]
+
+
+def test_a_missing_table_is_made_again_in_one_script() -> None:
+    empty = Ruleset(World.NFTABLES)
+    found = nftables.examine([LAB], empty)
+    lines = nftables.script([LAB], empty, delete=(), skeleton=True, lacking=found.lacking)
+    assert lines[0] == "add table ip libvirt_network"
+    assert sum(line.startswith("add chain") for line in lines) == 10
+    # inserted at the head, so the last comes first
+    jumps = [line.split()[-1] for line in lines if line.startswith("insert") and "jump" in line]
+    assert jumps == ["guest_output", "guest_input", "guest_cross"] * 2
+    assert sum(line.endswith(MARK) for line in lines) == sum(
+        len(rules) for rules in nftables.network_rules(LAB).values()
+    )

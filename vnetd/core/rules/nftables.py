@@ -1,0 +1,261 @@
+"""The rules that libvirt's nftables backend installs (src/network/network_nftables.c, since 10.4),
+as "nft -s list table" prints them, and what to make of those that are there.
+
+libvirt deletes its rules by their handles. So what vnetd puts in the place of a lost rule only
+stands in for it, under a mark, until libvirt has installed its own again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vnetd.core.model import Address, Chain, Chains, Definition, Family, Mode, Ruleset
+from vnetd.core.rules import repair
+from vnetd.core.rules.iptables import family
+
+TABLE = "libvirt_network"
+MARK = ' comment "vnetd"'
+JUMPS = tuple(f"counter jump guest_{name}" for name in ("cross", "input", "output"))
+
+_BASE = {
+    "forward": "{ type filter hook forward priority 0; policy accept; }",
+    "guest_nat": "{ type nat hook postrouting priority 100; policy accept; }",
+}
+_NAMES = ("forward", "guest_output", "guest_input", "guest_cross", "guest_nat")
+CHAINS = tuple(Chain(fam, TABLE, name) for fam in Family for name in _NAMES)
+
+_SUBNET = r"ip6? (?:saddr|daddr) (?P<subnet>[0-9a-f.:/]+)"
+# Every form that network_rules can give, with an interface that has gone or with none.
+_DEAD = re.compile(r"(?:iif|oif) \d+\b.* counter (?:accept|reject)")
+_NAT = re.compile(
+    rf'(?:oifname "[^"]+" )?(?:meta l4proto (?:tcp|udp) )?{_SUBNET} ip6? daddr .*'
+    r"counter (?:return|masquerade|snat to)\b.*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Surplus:
+    chain: Chain
+    handle: int
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """lacking: network → what its guests lack, by chain. lost: rules that libvirt must install
+    again, copies that stand in for them or not. surplus: rules to delete.
+    """
+
+    lacking: Mapping[str, Mapping[Chain, repair.Flaws]] = field(default_factory=dict)
+    lost: tuple[tuple[Chain, str], ...] = ()
+    surplus: tuple[Surplus, ...] = ()
+
+
+def network_rules(network: Definition) -> dict[Chain, tuple[str, ...]]:
+    """One active network's rules, in reading order."""
+    if not network.mode.has_rules or network.bridge is None:
+        return {}
+    bridge = network.bridge
+    families = [Family.IPV4]
+    if network.guest_ipv6 or any(family(address) is Family.IPV6 for address in network.addresses):
+        families.append(Family.IPV6)
+    rules: dict[Chain, list[str]] = {}
+    for fam in families:
+        for address in reversed(network.addresses):
+            if family(address) is fam and network.mode is not Mode.ISOLATED:
+                for name, lines in _address_rules(network, address).items():
+                    rules.setdefault(Chain(fam, TABLE, name), []).extend(lines)
+        for name, line in (
+            ("guest_output", f'iif "{bridge}" counter reject'),
+            ("guest_input", f'oif "{bridge}" counter reject'),
+            ("guest_cross", f'iif "{bridge}" oif "{bridge}" counter accept'),
+        ):
+            rules.setdefault(Chain(fam, TABLE, name), []).append(line)
+    return {chain: tuple(lines) for chain, lines in rules.items()}
+
+
+def stands_in(network: Definition, chains: Chains) -> bool:
+    """Some rule of the network is there."""
+    own = network_rules(network).items()
+    return any(rule in chains.get(chain, ()) for chain, rules in own for rule in rules)
+
+
+def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
+    """networks: all that are active, kept or not; no rule of theirs is too many."""
+    lacking: dict[str, dict[Chain, repair.Flaws]] = {}
+    surplus: list[Surplus] = []
+    lost: list[tuple[Chain, str]] = []
+    rules = {network.name: own for network in networks if (own := network_rules(network))}
+    for name in rules:
+        skeleton = {chain: flaws for chain in CHAINS if (flaws := _skeleton(chain, ruleset))}
+        if skeleton:
+            lacking[name] = skeleton
+    for chain in CHAINS:
+        if chain.name == "forward":
+            continue
+        expected: set[str] = set()
+        for name, own in rules.items():
+            wanted = own.get(chain, ())
+            expected.update(wanted)
+            state = _state(wanted, _listed(chain, ruleset), ruleset.remembered, chain)
+            if state.lacking:
+                lacking.setdefault(name, {})[chain] = state.lacking
+            lost += [(chain, rule) for rule in state.lost]
+            surplus += [
+                Surplus(chain, handle, rule)
+                for handle, rule in _listed(chain, ruleset)
+                if handle in state.surplus
+            ]
+        surplus += [
+            Surplus(chain, handle, rule)
+            for handle, rule in _listed(chain, ruleset)
+            if _bare(rule) not in expected and _is_left_over(rule, networks, ruleset)
+        ]
+    return Findings(lacking, tuple(lost), tuple(surplus))
+
+
+def script(
+    networks: Sequence[Definition],
+    ruleset: Ruleset,
+    *,
+    delete: Sequence[Surplus],
+    skeleton: bool,
+    lacking: Mapping[str, Mapping[Chain, repair.Flaws]],
+) -> tuple[str, ...]:
+    """For nft -f, one transaction: deletes, and puts in what guests lack."""
+    lines: list[str] = []
+    if skeleton:
+        for fam in Family:
+            if not any(chain.family is fam for chain in ruleset.chains):
+                lines.append(f"add table {fam} {TABLE}")
+        for chain in CHAINS:
+            if chain not in ruleset.chains:
+                lines.append(f"add chain {_path(chain)} {_BASE.get(chain.name, '')}".rstrip())
+    lines += [f"delete rule {_path(item.chain)} handle {item.handle}" for item in delete]
+    if skeleton:
+        for chain in CHAINS:
+            if chain.name == "forward" and _skeleton(chain, ruleset):
+                # libvirt looks for its jumps by their text, so these carry no mark; it never
+                # deletes them.
+                for handle, rule in _listed(chain, ruleset):
+                    if rule in JUMPS:
+                        lines.append(f"delete rule {_path(chain)} handle {handle}")
+                lines += [f"insert rule {_path(chain)} {jump}" for jump in reversed(JUMPS)]
+    for network in networks:
+        for chain, rules in network_rules(network).items():
+            if chain in lacking.get(network.name, {}):
+                lines += [f"insert rule {_path(chain)} {r}{MARK}" for r in reversed(rules)]
+    return tuple(lines)
+
+
+def _address_rules(network: Definition, address: Address) -> dict[str, tuple[str, ...]]:
+    fam, bridge = family(address), network.bridge
+    subnet = _printed(address)
+    nat = network.mode is Mode.NAT and (fam is Family.IPV4 or network.nat_ipv6)
+    came = f'iifname "{network.forward_dev}" ' if network.forward_dev else ""
+    goes = f'oifname "{network.forward_dev}" ' if network.forward_dev else ""
+    state = "ct state established,related"
+    rules: dict[str, tuple[str, ...]] = {
+        "guest_output": (f'{fam} saddr {subnet} iif "{bridge}" {goes}counter accept',),
+        "guest_input": (
+            f'{came}oif "{bridge}" {fam} daddr {subnet} {state} counter accept'
+            if nat
+            else f'{fam} daddr {subnet} {came}oif "{bridge}" counter accept',
+        ),
+    }
+    if nat:
+        local = ("224.0.0.0/24", "255.255.255.255") if fam is Family.IPV4 else ("ff02::/16",)
+        outside = f"{fam} saddr {subnet} {fam} daddr != {subnet} {goes}counter"
+        ports = _translation(network, fam, ports=True)
+        rules["guest_nat"] = (
+            *(f"{goes}{fam} saddr {subnet} {fam} daddr {group} counter return" for group in local),
+            f"meta l4proto tcp {outside} {ports}",
+            f"meta l4proto udp {outside} {ports}",
+            f"{outside} {_translation(network, fam, ports=False)}",
+        )
+    return rules
+
+
+def _translation(network: Definition, fam: Family, *, ports: bool) -> str:
+    low, high = network.nat_ports or (1024, 65535)
+    to = f":{low}-{high}" if ports else ""
+    if network.nat_source and fam is Family.IPV4:
+        start, end = network.nat_source
+        return f"snat to {start if start == end else f'{start}-{end}'}{to}"
+    return f"masquerade to {to}" if to else "masquerade"
+
+
+def _printed(address: Address) -> str:
+    subnet = address.network
+    return str(subnet.network_address) if subnet.prefixlen == subnet.max_prefixlen else str(subnet)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    lacking: repair.Flaws
+    lost: frozenset[str]
+    surplus: tuple[int, ...]
+
+
+def _state(
+    wanted: Sequence[str],
+    listed: Sequence[tuple[int, str]],
+    remembered: frozenset[tuple[Chain, int]],
+    chain: Chain,
+) -> _State:
+    """Of one network in one chain."""
+    own: dict[str, int] = {}
+    for handle, rule in listed:
+        # Of several, that which libvirt will delete; else the newest, as after its reloads.
+        if rule in wanted:
+            best = own.get(rule)
+            rank = ((chain, handle) in remembered, handle)
+            if best is None or rank > ((chain, best) in remembered, best):
+                own[rule] = handle
+    copies = [handle for handle, rule in listed if rule.endswith(MARK) and _bare(rule) in wanted]
+    too_many = [handle for handle, rule in listed if rule in wanted and own[rule] != handle]
+    in_force = [_bare(r) for h, r in listed if h not in too_many and _bare(r) in wanted]
+    lacking = repair.flaws(list(dict.fromkeys(in_force)), wanted)
+    lost = repair.flaws([rule for handle, rule in listed if own.get(rule) == handle], wanted)
+    return _State(
+        lacking=lacking,
+        lost=lost.rules,
+        surplus=tuple(too_many if lost else [*too_many, *copies]),
+    )
+
+
+def _skeleton(chain: Chain, ruleset: Ruleset) -> repair.Flaws:
+    if chain not in ruleset.chains:
+        return repair.Flaws(missing=("the chain itself",))
+    if chain.name == "forward":
+        return repair.flaws(ruleset.chains[chain], JUMPS)
+    return repair.Flaws()
+
+
+def _is_left_over(rule: str, networks: Sequence[Definition], ruleset: Ruleset) -> bool:
+    """Nothing is left behind as long as libvirt still writes: it installs the rules of a network
+    before it calls it active.
+    """
+    if rule.endswith(MARK):
+        return True
+    if not ruleset.settled:
+        return False
+    if (match := _NAT.fullmatch(rule)) is not None:
+        subnets = {_printed(address) for network in networks for address in network.addresses}
+        return match["subnet"] not in subnets
+    return _DEAD.search(rule) is not None
+
+
+def _listed(chain: Chain, ruleset: Ruleset) -> list[tuple[int, str]]:
+    rules = ruleset.chains.get(chain, ())
+    return list(zip(ruleset.handles.get(chain, ()), rules, strict=True))
+
+
+def _bare(rule: str) -> str:
+    return rule.removesuffix(MARK)
+
+
+def _path(chain: Chain) -> str:
+    return f"{chain.family} {chain.table} {chain.name}"
