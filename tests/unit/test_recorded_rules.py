@@ -24,7 +24,9 @@ def parsed(name: str, number: int = 1) -> Definition:
 
 def of_iptables(text: str) -> Rules:
     ipv4, ipv6 = text.split("# ip6tables-save\n")
-    return iptables_save.parse(ipv4, Family.IPV4) | iptables_save.parse(ipv6, Family.IPV6)
+    chains = iptables_save.parse(ipv4, Family.IPV4) | iptables_save.parse(ipv6, Family.IPV6)
+    libvirts = {*iptables.BUILTIN_CHAINS, *iptables.PRIVATE_CHAINS}
+    return {chain: rules for chain, rules in chains.items() if chain in libvirts}
 
 
 def of_nftables(text: str) -> Rules:
