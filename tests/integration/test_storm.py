@@ -52,6 +52,7 @@ def host(number: int) -> str:
     return f"<host mac='{mac}' name='storm{number}' ip='10.77.0.{30 + number}'/>"
 
 
+@pytest.mark.timeout(SECONDS + 300)  # vnetd takes it for a fight, and waits up to a minute
 def test_after_a_storm_the_rules_are_libvirts_each_once(box: Hypervisor, world: str) -> None:
     good = rules(box)
     box.spawn("flusher", "sh", "-c", f"while :; do {FLUSH[world]}; sleep 0.2; done")
