@@ -9,6 +9,19 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 from vnetd.backends.base import Poke
+from vnetd.core.actions import (
+    Action,
+    AddAddress,
+    DefineNetwork,
+    PlugTap,
+    RemoveNetwork,
+    RestartNetwork,
+    RestoreRules,
+    SetAutostart,
+    SetBridge,
+    StartNetwork,
+    UpdateDhcp,
+)
 from vnetd.core.model import (
     Cause,
     Chain,
@@ -24,19 +37,6 @@ from vnetd.core.model import (
     World,
 )
 from vnetd.core.packets.firewall import Firewall
-from vnetd.core.plan import (
-    Action,
-    AddAddress,
-    DefineNetwork,
-    PlugTap,
-    RemoveNetwork,
-    RestartNetwork,
-    RestoreRules,
-    SetAutostart,
-    SetBridge,
-    StartNetwork,
-    UpdateDhcp,
-)
 from vnetd.core.policy import NetworkPolicy
 from vnetd.core.record import Record
 from vnetd.core.rules import iptables

@@ -30,8 +30,8 @@ from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core import policy as policy_core
 from vnetd.core import why
+from vnetd.core.actions import Action
 from vnetd.core.model import Cause
-from vnetd.core.plan import Action
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer

@@ -14,10 +14,12 @@ from datetime import datetime
 from typing import Protocol
 
 from vnetd.backends.base import Backend
-from vnetd.core import diff as d
-from vnetd.core import plan as p
+from vnetd.core import actions as a
+from vnetd.core import drift as d
+from vnetd.core.diff import Conflict, Diff, diff
 from vnetd.core.model import Cause, Observed, Ruleset, Source
 from vnetd.core.pacing import Failure, Fight
+from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Circumstances, Status, status
@@ -145,7 +147,7 @@ class Reconciler:
         self._fights: dict[str, Fight] = {}
         self._contested: dict[str, str] = {}
         self._drifting: set[str] = set()
-        self._conflicts: frozenset[d.Conflict] = frozenset()
+        self._conflicts: frozenset[Conflict] = frozenset()
         self._pass_started: float | None = None
         self._resync_at = 0.0
 
@@ -189,13 +191,13 @@ class Reconciler:
             failure.not_before = 0.0
         return await self._pass(Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"]))
 
-    async def plan(self) -> tuple[p.Action, ...]:
+    async def plan(self) -> tuple[a.Action, ...]:
         """What a full pass would do. Changes nothing."""
         async with self._passing:
             await self._observe(ALL_SOURCES)
             return self._think()[1]
 
-    async def look(self) -> tuple[Observed, d.Diff]:
+    async def look(self) -> tuple[Observed, Diff]:
         """Everything as it is now, and what is wrong with it. Changes nothing."""
         async with self._passing:
             await self._observe(ALL_SOURCES)
@@ -218,17 +220,17 @@ class Reconciler:
     async def _pass_through(self, pokes: Pokes) -> Status:
         log.debug("pass: %s", ", ".join(pokes.reasons))
         incidents: dict[str, _Incident] = {}
-        failed: Counter[p.Action] = Counter()
+        failed: Counter[a.Action] = Counter()
         self._contested = {}
         await self._observe(pokes.sources)
         found, actions = self._think()
-        tried: tuple[p.Action, ...] = ()
+        tried: tuple[a.Action, ...] = ()
         for _ in range(_MOST_ROUNDS):
             self._note(found, pokes, incidents)
             actions = tuple(a for a in actions if failed[a] < _MOST_TRIES and self._may(a))
             if not actions or actions == tried or self._stopping.is_set():
                 break
-            quick = (p.RestoreRules, p.EditNftables, p.WriteGuard)
+            quick = (a.RestoreRules, a.EditNftables, a.WriteGuard)
             if not all(isinstance(action, quick) for action in actions):
                 self._publish(found, healing=True)  # rules are back sooner than it takes to say so
             failed.update(await self._apply(actions, incidents))
@@ -261,16 +263,16 @@ class Reconciler:
                 if not isinstance(error, NotConnected):  # its watcher pokes when it is back
                     failure.again(str(error), self._clock.monotonic())
 
-    def _think(self) -> tuple[d.Diff, tuple[p.Action, ...]]:
-        found = d.diff(self.policy, self._observed, self._remembered)
+    def _think(self) -> tuple[Diff, tuple[a.Action, ...]]:
+        found = diff(self.policy, self._observed, self._remembered)
         chains = self._remembered.chains if self._remembered else None
-        actions = p.plan(self.policy, self._observed, found, chains)
+        actions = plan(self.policy, self._observed, found, chains)
         ruleset = self._observed.firewall
         if ruleset and found.chains and not any(isinstance(x, d.RulesDiffer) for x in found.drift):
             self._remembered = ruleset
         return found, actions
 
-    def _note(self, found: d.Diff, pokes: Pokes, incidents: dict[str, _Incident]) -> None:
+    def _note(self, found: Diff, pokes: Pokes, incidents: dict[str, _Incident]) -> None:
         """Open an incident for each object with drift that has none yet in this pass."""
         now = self._clock.monotonic()
         for object_, items in _by_object(found.drift).items():
@@ -301,7 +303,7 @@ class Reconciler:
                 self._drifting.add(object_)
                 self._publisher.drift_detected(object_, incident.drift, incident.cause)
 
-    def _may(self, action: p.Action) -> bool:
+    def _may(self, action: a.Action) -> bool:
         if self._observing or self._paused or self._backend(action).source in self._unread:
             return False
         now = self._clock.monotonic()
@@ -314,32 +316,32 @@ class Reconciler:
 
         return not action.objects or not all(waits(object_) for object_ in action.objects)
 
-    def _backend(self, action: p.Action) -> Backend:
+    def _backend(self, action: a.Action) -> Backend:
         return next(b for b in self._backends if isinstance(action, b.actions))
 
     async def _apply(
-        self, actions: Iterable[p.Action], incidents: Mapping[str, _Incident]
-    ) -> list[p.Action]:
+        self, actions: Iterable[a.Action], incidents: Mapping[str, _Incident]
+    ) -> list[a.Action]:
         """Run the actions in order; returns those that failed."""
         failed = []
         for action in actions:
             if self._stopping.is_set():
                 break
             of_action = [incidents[o] for o in action.objects if o in incidents]
-            log.info("%s (%s)", p.text(action), action.reason)
+            log.info("%s (%s)", a.text(action), action.reason)
             try:
                 await self._backend(action).apply(action)
             except BackendError as error:
-                log.warning("%s: %s", p.text(action), error)
+                log.warning("%s: %s", a.text(action), error)
                 failed.append(action)
                 for incident in of_action:
                     incident.error = str(error)
             else:
                 for incident in of_action:
-                    incident.actions.append(p.text(action))
+                    incident.actions.append(a.text(action))
         return failed
 
-    def _mark_ended(self, found: d.Diff, incidents: Mapping[str, _Incident]) -> None:
+    def _mark_ended(self, found: Diff, incidents: Mapping[str, _Incident]) -> None:
         """The pass may go on with others for long."""
         left = _by_object(found.drift)
         for object_, incident in incidents.items():
@@ -348,12 +350,12 @@ class Reconciler:
             elif incident.ended is None:
                 incident.ended = self._clock.monotonic()
 
-    def _touched(self, actions: Iterable[p.Action]) -> set[Source]:
+    def _touched(self, actions: Iterable[a.Action]) -> set[Source]:
         """A network that starts or stops changes links and rules as well."""
         touched = {self._backend(action).source for action in actions}
         return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
 
-    def _conclude(self, found: d.Diff, incidents: Mapping[str, _Incident], notice: float) -> None:
+    def _conclude(self, found: Diff, incidents: Mapping[str, _Incident], notice: float) -> None:
         now = self._clock.monotonic()
         ms = round((now - notice) * 1000)
         left = _by_object(found.drift)
@@ -393,7 +395,7 @@ class Reconciler:
         )
         self._publisher.recorded(record)
 
-    def _publish(self, found: d.Diff, *, healing: bool) -> Status:
+    def _publish(self, found: Diff, *, healing: bool) -> Status:
         unread = [f"{source}: {failure.why}" for source, failure in self._unread.items()]
         now = Circumstances(
             paused=self._paused,

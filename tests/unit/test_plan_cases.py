@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vnetd.backends import domain_xml, iptables_save, network_xml
-from vnetd.core import diff as d
-from vnetd.core import plan as p
+from vnetd.core import actions as a
+from vnetd.core.diff import diff
 from vnetd.core.model import (
     Definition,
     Family,
@@ -25,6 +25,7 @@ from vnetd.core.model import (
     Ruleset,
     World,
 )
+from vnetd.core.plan import plan
 from vnetd.core.policy import Policy, PolicyText, parse
 
 CASES = sorted(path for path in (Path(__file__).parents[1] / "cases/plan").iterdir())
@@ -85,11 +86,11 @@ def policy_of(case: Path) -> Policy:
 
 def planned(case: Path) -> str:
     policy, seen = policy_of(case), observed(case)
-    found = d.diff(policy, seen)
+    found = diff(policy, seen)
     lines = [f"conflict {item.object}: {item.text}" for item in found.conflicts]
-    for action in p.plan(policy, seen, found):
-        lines += [p.text(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
-        if isinstance(action, p.RestoreRules):
+    for action in plan(policy, seen, found):
+        lines += [a.text(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
+        if isinstance(action, a.RestoreRules):
             lines += [f"    {line}" for line in iptables_save.render(action.chains).splitlines()]
     return "".join(f"{line}\n" for line in lines)
 

@@ -16,8 +16,8 @@ from vnetd.backends.guard import Guard
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
+from vnetd.core.actions import Action, RestoreRules, StartNetwork
 from vnetd.core.model import Cause, Source, State
-from vnetd.core.plan import Action, RestoreRules, StartNetwork
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
 from vnetd.reconcile import Clock, Pokes, Reconciler, Trigger

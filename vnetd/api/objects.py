@@ -11,7 +11,7 @@ from dbus_next.signature import Variant
 
 from vnetd import __version__
 from vnetd.api.names import MANAGER, NETWORK, ROOT, network_path
-from vnetd.core import plan as p
+from vnetd.core import actions as a
 from vnetd.core import why
 from vnetd.core.model import Cause
 from vnetd.core.record import Record
@@ -31,9 +31,9 @@ def objects(status: Status) -> Objects:
     return found
 
 
-def action(item: p.Action) -> Properties:
+def action(item: a.Action) -> Properties:
     return {
-        "action": Variant("s", p.text(item)),
+        "action": Variant("s", a.text(item)),
         "objects": Variant("as", list(item.objects)),
         "reason": Variant("s", item.reason),
         "impact": Variant("s", item.impact),

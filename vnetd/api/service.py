@@ -20,8 +20,8 @@ from dbus_next.signature import Variant
 
 from vnetd import sysbus
 from vnetd.api import names, objects
+from vnetd.core.actions import Action
 from vnetd.core.model import Cause
-from vnetd.core.plan import Action
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer

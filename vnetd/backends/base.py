@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from vnetd.core.actions import Action
 from vnetd.core.model import Cause, Observed, Source
-from vnetd.core.plan import Action
 
 
 class Poke(Protocol):

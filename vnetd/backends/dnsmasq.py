@@ -13,8 +13,8 @@ from pathlib import Path
 
 from vnetd.backends import process
 from vnetd.backends.base import Poke
+from vnetd.core.actions import Action
 from vnetd.core.model import Observed, Source
-from vnetd.core.plan import Action
 
 _PID_FILES = Path("/run/libvirt/network")
 

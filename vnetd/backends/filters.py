@@ -13,10 +13,10 @@ from pathlib import Path
 
 from vnetd.backends import iptables_rules, netlink, nft_json, process
 from vnetd.backends.base import Poke
+from vnetd.core.actions import Action, SetAccepts, SetZone
 from vnetd.core.model import Cause, Family, IfName, Observed, Source
 from vnetd.core.packets.evaluate import only_blocking
 from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
-from vnetd.core.plan import Action, SetAccepts, SetZone
 from vnetd.errors import BackendError
 
 # Events come one a rule: a look at the whole firewall waits until the writer has had its say, and

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from vnetd.backends import iptables, legacy, netlink, nftables, process
 from vnetd.backends.base import Poke
+from vnetd.core.actions import Action, EditNftables, ReinstallRules, RestoreRules
 from vnetd.core.model import Cause, Chains, Libvirt, Observed, Ruleset, Source, World
-from vnetd.core.plan import Action, EditNftables, ReinstallRules, RestoreRules
 from vnetd.errors import BackendError
 
 _FAMILIES = (int(socket.AF_INET), int(socket.AF_INET6))

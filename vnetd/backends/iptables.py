@@ -10,8 +10,8 @@ import shutil
 from typing import assert_never
 
 from vnetd.backends import iptables_save, legacy, process
+from vnetd.core.actions import RestoreRules
 from vnetd.core.model import Chain, Chains, Family, World
-from vnetd.core.plan import RestoreRules
 from vnetd.errors import BackendError
 
 # The kernel keeps 15 bytes of a process's name.

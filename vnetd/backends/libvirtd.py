@@ -20,6 +20,17 @@ import libvirt
 
 from vnetd.backends import domain_xml, files, network_xml, process
 from vnetd.backends.base import Poke
+from vnetd.core.actions import (
+    Action,
+    DefineNetwork,
+    RecordPort,
+    RemoveNetwork,
+    RestartNetwork,
+    SetAutostart,
+    StartDnsmasq,
+    StartNetwork,
+    UpdateDhcp,
+)
 from vnetd.core.model import (
     Cause,
     DhcpHost,
@@ -30,17 +41,6 @@ from vnetd.core.model import (
     Observed,
     Source,
     Tap,
-)
-from vnetd.core.plan import (
-    Action,
-    DefineNetwork,
-    RecordPort,
-    RemoveNetwork,
-    RestartNetwork,
-    SetAutostart,
-    StartDnsmasq,
-    StartNetwork,
-    UpdateDhcp,
 )
 from vnetd.errors import BackendError, NotConnected
 

@@ -16,8 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
+from vnetd.core.actions import Action, AddAddress, PlugTap, SetBridge
 from vnetd.core.model import Address, IfName, Link, Observed, PortState, Source
-from vnetd.core.plan import Action, AddAddress, PlugTap, SetBridge
 from vnetd.errors import BackendError
 
 _T = TypeVar("_T")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
+from vnetd.core.actions import Action, SetSysctl
 from vnetd.core.model import Observed, Source
 from vnetd.core.needs import forwarding_sysctls
-from vnetd.core.plan import Action, SetSysctl
 from vnetd.errors import BackendError
 
 _ROOT = Path("/proc/sys")

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 from vnetd.core import coexist, foreign, guarding, needs
+from vnetd.core import drift as d
 from vnetd.core.model import (
-    FIREWALL_OBJECT,
-    Address,
     Cause,
     Chain,
     Definition,
@@ -24,7 +22,6 @@ from vnetd.core.model import (
     Network,
     Observed,
     Ruleset,
-    Source,
     World,
     network_object,
 )
@@ -33,180 +30,6 @@ from vnetd.core.policy import NetworkPolicy, Policy, Unlisted
 from vnetd.core.rules import iptables, nftables, repair
 from vnetd.core.rules.guard import Table
 from vnetd.core.wording import few
-
-
-@dataclass(frozen=True, slots=True)
-class Undefined:
-    network: str
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One key of a definition. want and have as a policy writes them."""
-
-    key: str
-    want: str
-    have: str
-
-    def __str__(self) -> str:
-        return f"{self.key} is {self.have or 'none'} instead of {self.want or 'none'}"
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigDiffers:
-    """What libvirt will start next time is not what the policy says."""
-
-    network: str
-    differences: tuple[Difference, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LiveDiffers:
-    """What runs now is not what the policy says, and only a restart changes it."""
-
-    network: str
-    differences: tuple[Difference, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DhcpDiffers:
-    """Ranges or reservations of the running network, which libvirt can change while it runs."""
-
-    network: str
-    add: tuple[DhcpRange | DhcpHost, ...]
-    remove: tuple[DhcpRange | DhcpHost, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    network: str
-
-
-@dataclass(frozen=True, slots=True)
-class AutostartDiffers:
-    network: str
-    want: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unexpected:
-    """Made by vnetd, and no policy names it any more."""
-
-    network: str
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeMissing:
-    """libvirt calls the network active, but its bridge is gone."""
-
-    network: str
-    bridge: IfName
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeDiffers:
-    network: str
-    bridge: IfName
-    differences: tuple[Difference, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AddressMissing:
-    network: str
-    bridge: IfName
-    address: Address
-
-
-@dataclass(frozen=True, slots=True)
-class Unplugged:
-    """A running guest's tap is not on its network's bridge."""
-
-    network: str
-    bridge: IfName
-    domain: str
-    tap: IfName
-    isolated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unrecorded:
-    """libvirt has forgotten a running guest's tap: it does not count it any more."""
-
-    network: str
-    bridge: IfName
-    domain: str
-    tap: IfName
-    port: str
-
-
-@dataclass(frozen=True, slots=True)
-class RulesDiffer:
-    """One chain, as far as this network needs it: its own rules and the jumps to them."""
-
-    network: str
-    chain: Chain
-    flaws: repair.Flaws
-
-
-@dataclass(frozen=True, slots=True)
-class SysctlDiffers:
-    """name: below /proc/sys."""
-
-    network: str
-    name: str
-    want: str
-    have: str
-
-
-@dataclass(frozen=True, slots=True)
-class DnsmasqDead:
-    network: str
-
-
-@dataclass(frozen=True, slots=True)
-class GuardDiffers:
-    """rules: how many of this network's the guard lacks."""
-
-    network: str
-    rules: int
-
-
-@dataclass(frozen=True, slots=True)
-class RulesLost:
-    """libvirt itself must install them again. Until then vnetd's copies do their work."""
-
-    rules: tuple[tuple[Chain, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RulesLeftOver:
-    """Copies, duplicates, and rules of networks that are gone: nobody else will delete them."""
-
-    rules: tuple[nftables.Surplus, ...]
-
-
-Drift = (
-    Undefined
-    | ConfigDiffers
-    | LiveDiffers
-    | DhcpDiffers
-    | Stopped
-    | AutostartDiffers
-    | Unexpected
-    | BridgeMissing
-    | BridgeDiffers
-    | AddressMissing
-    | Unplugged
-    | Unrecorded
-    | RulesDiffer
-    | GuardDiffers
-    | SysctlDiffers
-    | DnsmasqDead
-    | coexist.AcceptsDiffer
-    | coexist.ZoneDiffers
-    | RulesLost
-    | RulesLeftOver
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,83 +43,12 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    drift: tuple[Drift, ...] = ()
+    drift: tuple[d.Drift, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     chains: Mapping[Chain, tuple[str, ...]] | None = None
     """All of libvirt's chains as they must be; None where vnetd does not know the firewall."""
     guard: Table | None = None
     """The guard as it must be; None where there can be none."""
-
-
-def text(drift: Drift) -> str:
-    """One line for people; the network is named beside it."""
-    match drift:
-        case Undefined():
-            return "is not defined"
-        case ConfigDiffers():
-            return "definition: " + _joined(drift.differences)
-        case LiveDiffers():
-            return "running network: " + _joined(drift.differences)
-        case DhcpDiffers(add=add, remove=remove):
-            missing = [f"{item} is missing" for item in add]
-            return "running DHCP: " + few(missing + [f"{item} is not wanted" for item in remove])
-        case Stopped():
-            return "is not active"
-        case AutostartDiffers(want=want):
-            return f"autostart is {'off' if want else 'on'}"
-        case Unexpected():
-            return "is in no policy any more"
-        case BridgeMissing(bridge=bridge):
-            return f"is active without its bridge {bridge}"
-        case BridgeDiffers(bridge=bridge):
-            return f"bridge {bridge}: " + _joined(drift.differences)
-        case AddressMissing(bridge=bridge, address=address):
-            return f"bridge {bridge}: address {address} is missing"
-        case Unplugged(bridge=bridge, domain=domain, tap=tap):
-            return f"tap {tap} of guest {domain} is not on bridge {bridge}"
-        case Unrecorded(domain=domain, tap=tap):
-            return f"libvirt has no port for tap {tap} of guest {domain}"
-        case RulesDiffer(chain=chain, flaws=flaws):
-            return f"{chain}: {_flaws(flaws)}"
-        case GuardDiffers(rules=rules):
-            return f"guard: {rules} rules missing"
-        case SysctlDiffers(name=name, want=want, have=have):
-            return f"sysctl {name} is {have} instead of {want}"
-        case DnsmasqDead():
-            return "its dnsmasq is dead: no DHCP, no DNS"
-        case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
-            return str(drift)
-        case RulesLost(rules=rules):
-            return "lost by libvirt: " + few([f"{chain} {rule}" for chain, rule in rules])
-        case RulesLeftOver(rules=rules):
-            return "left over: " + few([f"{item.chain} {item.rule}" for item in rules])
-        case _:
-            assert_never(drift)
-
-
-def object_of(drift: Drift) -> str:
-    if isinstance(drift, RulesLost | RulesLeftOver):
-        return FIREWALL_OBJECT
-    return network_object(drift.network)
-
-
-def source(drift: Drift) -> Source:
-    """The source whose change shows it."""
-    match drift:
-        case RulesDiffer() | RulesLost() | RulesLeftOver():
-            return Source.FIREWALL
-        case GuardDiffers():
-            return Source.GUARD
-        case SysctlDiffers():
-            return Source.SYSCTLS
-        case DnsmasqDead():
-            return Source.DNSMASQ
-        case coexist.AcceptsDiffer() | coexist.ZoneDiffers():
-            return Source.FILTERS
-        case BridgeMissing() | BridgeDiffers() | AddressMissing() | Unplugged():
-            return Source.LINKS
-        case _:
-            return Source.LIBVIRT
 
 
 def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) -> Diff:
@@ -325,12 +77,12 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     table = None
     if observed.guard is not None:
         right = observed.firewall
-        if any(isinstance(item, RulesDiffer) for item in found):
+        if any(isinstance(item, d.RulesDiffer) for item in found):
             right = remembered  # a flush took the exceptions along
         table = guarding.wanted(policy, libvirt, kept, chains, right)
         if observed.guard.held is Held.OPEN:  # else nobody but vnetd can have changed it
             found += [
-                GuardDiffers(network, rules)
+                d.GuardDiffers(network, rules)
                 for network, rules in sorted(guarding.missing(table, observed.guard).items())
             ]
     if observed.filters is not None:
@@ -369,7 +121,7 @@ def _expected_chains(
     return iptables.compose(iptables.order(networks, remembered))
 
 
-def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]:
+def differences(want: NetworkPolicy, have: Definition) -> tuple[d.Difference, ...]:
     """Where a definition is not what the policy says. Keys that the policy leaves out are free."""
     pairs: list[tuple[str, object, object]] = [("mode", want.libvirts_mode, have.mode)]
     for key in ("bridge", "mac", "mtu", "stp", "domain"):
@@ -391,15 +143,15 @@ _LINK_KEYS = ("mac", "mtu", "stp")
 
 def _networks(
     policy: Policy, libvirt: Libvirt, links: Mapping[IfName, Link]
-) -> Iterator[Drift | Conflict]:
+) -> Iterator[d.Drift | Conflict]:
     for name, want in sorted(policy.networks.items()):
         have = libvirt.networks.get(name) or Network(name, None, None, autostart=False)
         if have.config is None:
-            yield Undefined(name)
+            yield d.Undefined(name)
         elif found := differences(want, have.config):
-            yield ConfigDiffers(name, found)
+            yield d.ConfigDiffers(name, found)
         if have.autostart is not want.autostart:
-            yield AutostartDiffers(name, want.autostart)
+            yield d.AutostartDiffers(name, want.autostart)
         if have.live is None:
             yield _stopped(want, have, links)
         else:
@@ -416,31 +168,31 @@ def _networks(
 
 def _stopped(
     want: NetworkPolicy, have: Network, links: Mapping[IfName, Link]
-) -> Stopped | Conflict:
+) -> d.Stopped | Conflict:
     bridge = want.bridge or (have.config.bridge if have.config else None)
     if want.mode.has_own_bridge and bridge in links:
         # libvirt would fail to start the network, and delete the other bridge while failing.
         wrong = f"cannot start: a link named {bridge} exists that is not libvirt's"
         return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
-    return Stopped(want.name)
+    return d.Stopped(want.name)
 
 
-def _live(want: NetworkPolicy, live: Definition) -> Iterator[Drift]:
+def _live(want: NetworkPolicy, live: Definition) -> Iterator[d.Drift]:
     found = differences(want, live)
     fixed = tuple(item for item in found if item.key not in (*_LIVE_KEYS, *_LINK_KEYS))
     if fixed:
-        yield LiveDiffers(want.name, fixed)
+        yield d.LiveDiffers(want.name, fixed)
     elif any(item.key in _LIVE_KEYS for item in found):
         wanted: set[DhcpRange | DhcpHost] = {*want.ranges, *want.hosts}
         served: set[DhcpRange | DhcpHost] = {*live.ranges, *live.hosts}
         add = tuple(sorted(wanted - served, key=str))
-        yield DhcpDiffers(want.name, add, tuple(sorted(served - wanted, key=str)))
+        yield d.DhcpDiffers(want.name, add, tuple(sorted(served - wanted, key=str)))
 
 
-def _unexpected(name: str, libvirt: Libvirt) -> Unexpected | Conflict:
+def _unexpected(name: str, libvirt: Libvirt) -> d.Unexpected | Conflict:
     guests = sorted({tap.domain for tap in libvirt.taps if tap.network == name})
     if not guests:
-        return Unexpected(name)
+        return d.Unexpected(name)
     wrong = f"is in no policy any more, but {few(guests)} still uses it"
     return Conflict(network_object(name), wrong)
 
@@ -450,43 +202,43 @@ def _links(
     libvirt: Libvirt,
     kept: Sequence[Definition],
     links: Mapping[IfName, Link],
-) -> Iterator[Drift]:
+) -> Iterator[d.Drift]:
     for live in kept:
         if live.bridge is None or not live.mode.has_own_bridge:
             continue
         link = links.get(live.bridge)
         if link is None:
-            yield BridgeMissing(live.name, live.bridge)
+            yield d.BridgeMissing(live.name, live.bridge)
             continue
         network, want = libvirt.networks[live.name], policy.networks.get(live.name)
         if found := _bridge_differences(network, want, link):
-            yield BridgeDiffers(live.name, live.bridge, found)
+            yield d.BridgeDiffers(live.name, live.bridge, found)
         for address in live.addresses:
             if address not in link.addresses:
-                yield AddressMissing(live.name, live.bridge, address)
+                yield d.AddressMissing(live.name, live.bridge, address)
     bridges = {live.name: live.bridge for live in kept if live.bridge in links}
     for tap in libvirt.taps:
         bridge, plug = bridges.get(tap.network), links.get(tap.device)
         if bridge is not None and plug is not None and plug.master != bridge:
-            yield Unplugged(tap.network, bridge, tap.domain, tap.device, tap.isolated)
+            yield d.Unplugged(tap.network, bridge, tap.domain, tap.device, tap.isolated)
         if bridge is not None and tap.port and tap.port not in libvirt.ports:
-            yield Unrecorded(tap.network, bridge, tap.domain, tap.device, tap.port)
+            yield d.Unrecorded(tap.network, bridge, tap.domain, tap.device, tap.port)
 
 
-def _services(kept: Sequence[Definition], observed: Observed) -> Iterator[Drift]:
+def _services(kept: Sequence[Definition], observed: Observed) -> Iterator[d.Drift]:
     if observed.sysctls is not None:
         for live in kept:
             for name, value in needs.sysctls(live, observed.sysctls):
-                yield SysctlDiffers(live.name, name, value, observed.sysctls[name])
+                yield d.SysctlDiffers(live.name, name, value, observed.sysctls[name])
     if observed.dnsmasq is not None:
         for name in needs.dnsmasq(kept):
             if name not in observed.dnsmasq:
-                yield DnsmasqDead(name)
+                yield d.DnsmasqDead(name)
 
 
 def _bridge_differences(
     network: Network, want: NetworkPolicy | None, link: Link
-) -> tuple[Difference, ...]:
+) -> tuple[d.Difference, ...]:
     """Where the policy leaves a key out, a managed network's bridge is as it will start next time:
     else the next restart would change it under the guests.
     """
@@ -502,7 +254,7 @@ def _bridge_differences(
 
 def _rules(
     kept: Sequence[Definition], ruleset: Ruleset, chains: Mapping[Chain, tuple[str, ...]]
-) -> Iterator[RulesDiffer]:
+) -> Iterator[d.RulesDiffer]:
     found = {
         chain: flaws
         for chain, rules in sorted(chains.items())
@@ -522,21 +274,21 @@ def _rules(
             else:
                 needs = set(own.get(chain, ()))
             if hit := flaws.only(needs):
-                yield RulesDiffer(name, chain, hit)
+                yield d.RulesDiffer(name, chain, hit)
 
 
 def _nftables_rules(
     kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset
-) -> Iterator[Drift]:
+) -> Iterator[d.Drift]:
     active = [network.live for network in libvirt.networks.values() if network.live is not None]
     findings = nftables.examine(active, ruleset)
     for live in kept:
         for chain, flaws in sorted(findings.lacking.get(live.name, {}).items()):
-            yield RulesDiffer(live.name, chain, flaws)
+            yield d.RulesDiffer(live.name, chain, flaws)
     if lost := nftables.examine(kept, ruleset).lost:
-        yield RulesLost(lost)
+        yield d.RulesLost(lost)
     if findings.surplus:
-        yield RulesLeftOver(findings.surplus)
+        yield d.RulesLeftOver(findings.surplus)
 
 
 def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
@@ -562,39 +314,21 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
 
 def _foreign(
     policy: Policy, kept: Sequence[Definition], firewall: Firewall
-) -> Iterator[Drift | Conflict]:
+) -> Iterator[d.Drift | Conflict]:
     terms = coexist.terms(policy.coexist, tuple(kept), firewall)
     yield from terms.drift
     for block in terms.left:
         yield Conflict(network_object(block.network), str(block), block.cause)
 
 
-def _flaws(flaws: repair.Flaws) -> str:
-    parts = []
-    for what, rules in (
-        ("missing", flaws.missing),
-        ("duplicate", flaws.duplicate),
-        ("out of order", flaws.misplaced),
-    ):
-        if len(rules) == 1:
-            parts.append(f"{what} {rules[0]}")
-        elif rules:
-            parts.append(f"{len(rules)} rules {what}")
-    return ", ".join(parts)
-
-
-def _unequal(pairs: Iterable[tuple[str, object, object]]) -> tuple[Difference, ...]:
+def _unequal(pairs: Iterable[tuple[str, object, object]]) -> tuple[d.Difference, ...]:
     return tuple(
-        Difference(key, *(_shown(a - b), _shown(b - a)))
+        d.Difference(key, *(_shown(a - b), _shown(b - a)))
         if isinstance(a, frozenset) and isinstance(b, frozenset)
-        else Difference(key, _shown(a), _shown(b))
+        else d.Difference(key, _shown(a), _shown(b))
         for key, a, b in pairs
         if a != b
     )
-
-
-def _joined(items: Iterable[Difference]) -> str:
-    return ", ".join(str(item) for item in items)
 
 
 def _shown(value: object) -> str:

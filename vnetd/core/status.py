@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vnetd.core import diff as d
+from vnetd.core import drift as d
 from vnetd.core import guarding
+from vnetd.core.diff import Diff, is_kept
 from vnetd.core.model import Definition, Held, Mode, Observed, State, network_object
 from vnetd.core.policy import Enforcement, Policy
 
@@ -59,7 +60,7 @@ class Circumstances:
     troubles: Sequence[str] = ()
 
 
-def status(policy: Policy, observed: Observed, found: d.Diff, now: Circumstances) -> Status:
+def status(policy: Policy, observed: Observed, found: Diff, now: Circumstances) -> Status:
     libvirt = observed.libvirt
     world = observed.firewall.world if observed.firewall else None
     troubles = [*now.troubles]
@@ -120,7 +121,7 @@ def _state(
 
 
 def _per_object(
-    found: d.Diff, now: Circumstances
+    found: Diff, now: Circumstances
 ) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     drift: dict[str, list[str]] = {}
     reasons: dict[str, list[str]] = {}
@@ -139,7 +140,7 @@ def _per_object(
 def _kept(policy: Policy, network: str) -> Kept:
     if network in policy.networks:
         return Kept.MANAGED
-    return Kept.PROTECTED if d.is_kept(policy, network) else Kept.IGNORED
+    return Kept.PROTECTED if is_kept(policy, network) else Kept.IGNORED
 
 
 _GUARD = {
@@ -154,7 +155,7 @@ def _guard(policy: Policy, observed: Observed, definition: Definition | None) ->
     if definition is None or observed.guard is None or observed.libvirt is None:
         return ""
     name = definition.name
-    on = d.is_kept(policy, name) and guarding.is_guarded(policy, observed.libvirt, definition)
+    on = is_kept(policy, name) and guarding.is_guarded(policy, observed.libvirt, definition)
     return ("on" if on else "off") if _mode(policy, name, definition) in _GUARDED else ""
 
 

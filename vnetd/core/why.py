@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 
-from vnetd.core import diff as d
+from vnetd.core import drift as d
 from vnetd.core import foreign
+from vnetd.core.diff import Diff
 from vnetd.core.model import (
     Definition,
     Family,
@@ -140,11 +141,11 @@ def question(observed: Observed, subject: str, destination: str) -> Question:
     return Question(network.name, network.live, guest, to)
 
 
-def answer(asked: Question, observed: Observed, found: d.Diff, scene: Scene) -> Answer:
+def answer(asked: Question, observed: Observed, found: Diff, scene: Scene) -> Answer:
     return Answer(asked, tuple(_steps(asked, observed, found, scene)), scene.gateway)
 
 
-def _steps(asked: Question, observed: Observed, found: d.Diff, scene: Scene) -> Iterator[Step]:
+def _steps(asked: Question, observed: Observed, found: Diff, scene: Scene) -> Iterator[Step]:
     live, links = asked.live, observed.links or {}
     if live is None:
         yield _blocked("network", f"{asked.network} is not active", _start(asked.network))
@@ -289,7 +290,7 @@ def _way_back(bridge: IfName, scene: Scene) -> Iterator[Step]:
 
 
 def _firewall(
-    asked: Question, live: Definition, observed: Observed, found: d.Diff, scene: Scene
+    asked: Question, live: Definition, observed: Observed, found: Diff, scene: Scene
 ) -> Iterator[Step]:
     firewall = observed.filters
     if firewall is None:
@@ -350,7 +351,7 @@ def _cure(item: Decision, owner: str) -> str:
 
 
 def _libvirts(
-    live: Definition, observed: Observed, found: d.Diff, ways: Iterable[flows.Flow]
+    live: Definition, observed: Observed, found: Diff, ways: Iterable[flows.Flow]
 ) -> Iterator[Step]:
     """libvirt's own rules: what is missing stops guests only if something then does."""
     firewall = observed.filters
