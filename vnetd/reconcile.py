@@ -227,7 +227,7 @@ class Reconciler:
         tried: tuple[a.Action, ...] = ()
         for _ in range(_MOST_ROUNDS):
             self._note(found, pokes, incidents)
-            actions = tuple(a for a in actions if failed[a] < _MOST_TRIES and self._may(a))
+            actions = tuple(x for x in actions if failed[x] < _MOST_TRIES and self._may(x))
             if not actions or actions == tried or self._stopping.is_set():
                 break
             quick = (a.RestoreRules, a.EditNftables, a.WriteGuard)

@@ -14,10 +14,10 @@ from dataclasses import replace
 from vnetd.backends import iptables, legacy, netlink, nftables, process
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action, EditNftables, ReinstallRules, RestoreRules
-from vnetd.core.model import Cause, Chains, Libvirt, Observed, Ruleset, Source, World
+from vnetd.core.model import Cause, Chains, Family, Libvirt, Observed, Ruleset, Source, World
 from vnetd.errors import BackendError
 
-_FAMILIES = (int(socket.AF_INET), int(socket.AF_INET6))
+_FAMILIES = {int(socket.AF_INET): Family.IPV4, int(socket.AF_INET6): Family.IPV6}
 _LIBVIRT_TABLES = frozenset((family, "libvirt_network") for family in _FAMILIES)
 _WATCHED = _LIBVIRT_TABLES | {
     (family, table) for family in _FAMILIES for table in ("filter", "nat", "mangle")
@@ -42,6 +42,9 @@ class Firewall:
         self._world = World.NONE
         self._told_by: object = None
         self._left: dict[World, Chains] = {}
+        self._chains: dict[Family, Chains] = {}
+        self._changed: set[Family] = set()
+        """Families that the kernel has told a change of since the last look."""
         self._events = netlink.open_nftables_events()
         self._generations = netlink.Generations()
         self._poke: Poke | None = None
@@ -58,6 +61,7 @@ class Firewall:
         if told_by != self._told_by:
             self._told_by = told_by
             self._world, self._left = await _detect(libvirt)
+            self._changed.clear()
         world = self._world
         ruleset = Ruleset(world)
         self._in_legacy.clear()
@@ -66,7 +70,10 @@ class Firewall:
             self._legacy_print = legacy.fingerprint()
             self._in_legacy.set()
         if world.is_iptables:
-            chains = await iptables.read(world)
+            # Nobody told of a change: this is a look at everything.
+            families, self._changed = self._changed or set(Family), set()
+            self._chains |= await iptables.read(world, families)
+            chains = {**self._chains[Family.IPV4], **self._chains[Family.IPV6]}
             ruleset = Ruleset(world, chains, self._left | await iptables.read_others(world))
         if world is World.NFTABLES:
             netlink.drain(self._events, self._on_data)
@@ -161,6 +168,7 @@ class Firewall:
     def _on_generation(self, generation: netlink.Generation, poke: Poke) -> None:
         if not generation.tables & _WATCHED:
             return
+        self._changed |= {_FAMILIES[fam] for fam, _ in generation.tables & _WATCHED}
         if generation.tables & _LIBVIRT_TABLES and self._world is not World.NFTABLES:
             self._told_by = None
         name = generation.process

@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Iterable
 from typing import assert_never
 
 from vnetd.backends import iptables_save, legacy, process
 from vnetd.core.actions import RestoreRules
-from vnetd.core.model import Chain, Chains, Family, World
+from vnetd.core.model import Chains, Family, World
 from vnetd.errors import BackendError
 
 # The kernel keeps 15 bytes of a process's name.
@@ -32,12 +33,13 @@ async def variant() -> World:
     return World.IPTABLES_NFT if "nf_tables" in version else World.IPTABLES_LEGACY
 
 
-async def read(world: World) -> Chains:
-    texts = await asyncio.gather(*(process.run([_tool(world, f, "save")]) for f in Family))
-    chains: dict[Chain, tuple[str, ...]] = {}
-    for family, text in zip(Family, texts, strict=True):
-        chains |= iptables_save.parse(text, family)
-    return chains
+async def read(world: World, families: Iterable[Family]) -> dict[Family, Chains]:
+    wanted = tuple(families)
+    texts = await asyncio.gather(*(process.run([_tool(world, f, "save")]) for f in wanted))
+    return {
+        family: iptables_save.parse(text, family)
+        for family, text in zip(wanted, texts, strict=True)
+    }
 
 
 async def read_others(world: World) -> dict[World, Chains]:
@@ -47,12 +49,13 @@ async def read_others(world: World) -> dict[World, Chains]:
         others.append(World.IPTABLES_NFT)
     if world is not World.IPTABLES_LEGACY and legacy.tables():
         others.append(World.IPTABLES_LEGACY)
-    found = {}
+    found: dict[World, Chains] = {}
     for other in others:
         try:
-            chains = await read(other)
+            saved = await read(other, Family)
         except BackendError:
             continue  # the tools of that variant are not installed
+        chains = {**saved[Family.IPV4], **saved[Family.IPV6]}
         if has_rules(chains):
             found[other] = chains
     return found
