@@ -17,6 +17,7 @@ from vnetd.core.actions import Action, SetAccepts, SetZone
 from vnetd.core.model import Cause, Family, IfName, Observed, Source
 from vnetd.core.packets.evaluate import only_blocking
 from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
+from vnetd.core.rules.guard import TABLE
 from vnetd.errors import BackendError
 
 # Events come one a rule: a look at the whole firewall waits until the writer has had its say, and
@@ -37,7 +38,6 @@ _BRIDGED = {
 _FIREWALLD = "org.fedoraproject.FirewallD1"
 # linux/netfilter.h: NFPROTO_*
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
-
 _Key = tuple[Place, str]
 
 
@@ -149,12 +149,30 @@ def _blocks(rule: Rule) -> bool:
     return isinstance(rule.verdict, Verdict) and rule.verdict.blocks
 
 
+async def _nftables() -> dict[Place, FilterChain]:
+    """Table by table: nft 1.0.6 does not know all flags of vnetd's own, and prints broken JSON."""
+    tables = (await process.run(["nft", "list", "tables"])).splitlines()
+    names = [line.split(" ")[1:] for line in tables]
+    texts = await asyncio.gather(*(_table(*name) for name in names if name != ["inet", TABLE]))
+    chains: dict[Place, FilterChain] = {}
+    try:
+        for text in texts:
+            chains |= nft_json.parse(text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"nft -j list table: not understood: {error}") from error
+    return chains
+
+
+async def _table(family: str, name: str) -> str:
+    try:
+        return await process.run(["nft", "-j", "list", "table", family, name])
+    except BackendError:
+        return ""  # it has gone since
+
+
 async def _read() -> dict[Place, FilterChain]:
     """What iptables wrote nft cannot show in full: such tables come from iptables-save."""
-    try:
-        chains = nft_json.parse(await process.run(["nft", "-j", "list", "ruleset"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"nft -j list ruleset: not understood: {error}") from error
+    chains = await _nftables()
     if any(chain.base and UNTOLD in chain.base.devices for chain in chains.values()):
         for place, names in nft_json.devices(await process.run(["nft", "list", "chains"])).items():
             chain = chains.get(place)
