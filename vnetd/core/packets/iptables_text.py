@@ -40,11 +40,10 @@ _PROTOCOLS = {"icmpv6": "ipv6-icmp", "ipv6-icmp": "ipv6-icmp", "58": "ipv6-icmp"
 
 def rules(text: str) -> Iterator[Rule]:
     """One; or two where a program decides, which may drop."""
-    words = shlex.split(text)
     matches: list[Match | Unknown] = []
     comment, queue = "", False
     verdict: Verdict | Jump | None = None
-    for negated, option, values in _options(words):
+    for negated, option, values in options(text):
         value = values[0] if values else ""
         if option == "-j":
             if value in ("QUEUE", "NFQUEUE"):
@@ -67,8 +66,9 @@ def rules(text: str) -> Iterator[Rule]:
     yield Rule(text, verdict, tuple(matches), comment)
 
 
-def _options(words: Sequence[str]) -> Iterator[tuple[bool, str, list[str]]]:
+def options(text: str) -> Iterator[tuple[bool, str, list[str]]]:
     """(negated, option, its values)."""
+    words = shlex.split(text)
     negated, at = False, 0
     while at < len(words):
         if words[at] == "!":

@@ -9,11 +9,10 @@ then wider than the rule, and costs protection rather than packets.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterator, Mapping
-from itertools import pairwise
 
 from vnetd.core.model import Chain, Family, Ruleset
+from vnetd.core.packets.iptables_text import options
 from vnetd.core.rules.guard import PROTOCOLS, Exception_, Key, Match
 
 Own = Mapping[Chain, tuple[str, ...]]
@@ -94,15 +93,13 @@ def _read(rule: str, family: Family) -> Exception_ | None:
     as do those that somebody has translated.
     """
     found: list[Match] = []
-    negated = False
-    words = shlex.split(rule)
-    for word, value in pairwise([*words, ""]):
-        if word in ("--ctstate", "--state") and not negated:
+    for negated, option, values in options(rule):
+        value = values[0] if values else ""
+        if option in ("--ctstate", "--state") and not negated:
             if not set(value.split(",")) & {"NEW", "INVALID", "UNTRACKED"}:
                 return None
-        elif word in _KEYS[family]:
-            found += _told(Match(_KEYS[family][word], _value(word, value), negated))
-        negated = word == "!"
+        elif option in _KEYS[family]:
+            found += _told(Match(_KEYS[family][option], _value(option, value), negated))
     with_ports = {m.value for m in found if m.key is Key.PROTOCOL and not m.negated}
     if not with_ports & {"tcp", "udp", "sctp"}:
         found = [m for m in found if m.key not in (Key.SPORT, Key.DPORT)]
