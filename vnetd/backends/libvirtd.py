@@ -1,7 +1,7 @@
 """libvirt: the connection, its events, networks and the taps of running domains.
 
-libvirt's calls block, so each runs in a thread of its own; nothing of libvirt leaves this file but
-values of the model. Its events only say where to look.
+libvirt's calls block, so each runs in a thread of its own; nothing of libvirt leaves this file and
+libvirt_calls.py but values of the model. Its events only say where to look.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 import libvirt
 
-from vnetd.backends import domain_xml, files, network_xml, process
+from vnetd.backends import files, process
+from vnetd.backends import libvirt_calls as calls
 from vnetd.backends.base import Poke
 from vnetd.core.actions import (
     Action,
@@ -33,14 +33,8 @@ from vnetd.core.actions import (
 )
 from vnetd.core.model import (
     Cause,
-    DhcpHost,
-    DhcpRange,
-    Lease,
-    Libvirt,
-    Network,
     Observed,
     Source,
-    Tap,
 )
 from vnetd.errors import BackendError, NotConnected
 
@@ -96,32 +90,29 @@ class Libvirtd:
         await self._tried.wait()
         connection = self._connected()
         self._followed = observed.followed
-        version, networks, taps = await self._call(lambda: _read(connection), "reading networks")
-        used = {tap.network for tap in taps}
-        ports = await self._call(lambda: _ports(connection, used), "reading ports")
-        leases = await self._call(lambda: _leases(connection, self._followed), "reading leases")
-        seen = Libvirt(version, self._session, networks, taps, ports, leases, self._lost_chains)
+        seen = await self._call(lambda: calls.read(connection, self._followed), "reading networks")
+        seen = replace(seen, session=self._session, lost_chains=self._lost_chains)
         return replace(observed, libvirt=seen)
 
     async def apply(self, action: Action) -> None:
         connection = self._connected()
         match action:
             case DefineNetwork(policy=policy):
-                await self._change(lambda: _define(connection, policy), policy.name)
+                await self._change(lambda: calls.define(connection, policy), policy.name)
             case SetAutostart(network=name, on=on):
-                await self._change(lambda: _lookup(connection, name).setAutostart(on), name)
+                await self._change(lambda: calls.lookup(connection, name).setAutostart(on), name)
             case UpdateDhcp(network=name):
-                await self._change(lambda: _update_dhcp(connection, action), name)
+                await self._change(lambda: calls.update_dhcp(connection, action), name)
             case StartNetwork(network=name):
-                await self._start(lambda: _start(connection, name), name)
+                await self._start(lambda: calls.start(connection, name), name)
             case RestartNetwork(network=name):
-                await self._start(lambda: _restart(connection, name), name)
+                await self._start(lambda: calls.restart(connection, name), name)
             case RecordPort(network=name):
-                await self._change(lambda: _record_port(connection, action), name)
+                await self._change(lambda: calls.record_port(connection, action), name)
             case StartDnsmasq(network=name):
-                await self._change(lambda: _start_dnsmasq(connection, action), name)
+                await self._change(lambda: calls.start_dnsmasq(connection, action), name)
             case RemoveNetwork(network=name):
-                await self._change(lambda: _remove(connection, name), name)
+                await self._change(lambda: calls.remove(connection, name), name)
             case _:
                 raise AssertionError(action)
 
@@ -358,164 +349,3 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name="libvirt-call", daemon=True).start()
     return await future
-
-
-def _read(connection: Any) -> tuple[str, dict[str, Network], tuple[Tap, ...]]:
-    active = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
-    persistent = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_PERSISTENT)
-    autostart = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_AUTOSTART)
-    networks = {}
-    for network in connection.listAllNetworks():
-        name, uuid = network.name(), network.UUIDString()
-        try:
-            live = network.XMLDesc() if uuid in active else None
-            config = (
-                network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE) if uuid in persistent else None
-            )
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-                continue  # undefined since the list was made
-            raise
-        if live or config:
-            networks[name] = Network(
-                name=name,
-                config=network_xml.parse(config) if config else None,
-                live=network_xml.parse(live) if live else None,
-                autostart=uuid in autostart,
-            )
-    return _version(connection), networks, _taps(connection)
-
-
-def _uuids(connection: Any, flag: int) -> set[str]:
-    return {network.UUIDString() for network in connection.listAllNetworks(flag)}
-
-
-def _taps(connection: Any) -> tuple[Tap, ...]:
-    taps: list[Tap] = []
-    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-        try:
-            if domain.state()[:2] != [
-                libvirt.VIR_DOMAIN_PAUSED,
-                libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,  # libvirt is still making its taps
-            ]:
-                taps += domain_xml.taps(domain.XMLDesc())
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise
-    return tuple(taps)
-
-
-def _ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
-    found: set[str] = set()
-    for name in networks:
-        try:
-            network = _lookup(connection, name)
-            if network.isActive():
-                found.update(port.UUIDString() for port in network.listAllPorts())
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
-                raise
-    return frozenset(found)
-
-
-def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
-    found = []
-    for name in sorted(networks):
-        try:
-            network = _lookup(connection, name)
-            leases = network.DHCPLeases() if network.isActive() else []
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-                continue
-            raise
-        for lease in sorted(leases, key=lambda lease: -lease["expirytime"]):
-            if lease["mac"]:
-                found.append(Lease(name, lease["mac"].lower(), ip_address(lease["ipaddr"])))
-    return tuple(found)
-
-
-def _version(connection: Any) -> str:
-    number = connection.getLibVersion()
-    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
-
-
-def _lookup(connection: Any, name: str) -> Any:
-    return connection.networkLookupByName(name)
-
-
-def _define(connection: Any, policy: Any) -> None:
-    try:
-        network = _lookup(connection, policy.name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
-            raise
-        base = None
-    else:
-        persistent = network.isPersistent()
-        base = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE if persistent else 0)
-    connection.networkDefineXMLFlags(
-        network_xml.render(policy, base), libvirt.VIR_NETWORK_DEFINE_VALIDATE
-    )
-
-
-def _update_dhcp(connection: Any, action: UpdateDhcp) -> None:
-    network = _lookup(connection, action.network)
-    base = network.XMLDesc()
-    sections: dict[type[DhcpRange] | type[DhcpHost], int] = {
-        DhcpRange: libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
-        DhcpHost: libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
-    }
-    changes = [(libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, item) for item in action.remove]
-    changes += [(libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, item) for item in action.add]
-    for command, item in changes:
-        network.update(
-            command,
-            sections[type(item)],
-            network_xml.dhcp_parent(base, item),
-            network_xml.dhcp_item(item),
-            libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE,
-        )
-
-
-def _start(connection: Any, name: str) -> None:
-    network = _lookup(connection, name)
-    if not network.isActive():
-        network.create()
-
-
-def _restart(connection: Any, name: str) -> None:
-    network = _lookup(connection, name)
-    if network.isActive():
-        network.destroy()
-    network.create()
-
-
-def _start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
-    """An update of its hosts makes libvirt look for it, and start it; the update is taken back."""
-    network = _lookup(connection, action.network)
-    if action.dns:
-        section = libvirt.VIR_NETWORK_SECTION_DNS_HOST
-        host = "<host ip='192.0.2.1'><hostname>vnetd.invalid</hostname></host>"
-    else:
-        section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
-        host = f"<host mac='52:54:00:00:00:00' ip='{action.address}'/>"
-    for command in (
-        libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
-        libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
-    ):
-        network.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
-
-
-def _record_port(connection: Any, action: RecordPort) -> None:
-    domain = connection.lookupByName(action.domain).XMLDesc()
-    port = domain_xml.network_port(domain, action.port, action.bridge)
-    network = _lookup(connection, action.network)
-    network.portCreateXML(port, libvirt.VIR_NETWORK_PORT_CREATE_RECLAIM)
-
-
-def _remove(connection: Any, name: str) -> None:
-    network = _lookup(connection, name)
-    if network.isActive():
-        network.destroy()
-    if network.isPersistent():
-        network.undefine()

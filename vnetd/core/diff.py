@@ -221,7 +221,7 @@ def _links(
         bridge, plug = bridges.get(tap.network), links.get(tap.device)
         if bridge is not None and plug is not None and plug.master != bridge:
             yield d.Unplugged(tap.network, bridge, tap.domain, tap.device, tap.isolated)
-        if bridge is not None and tap.port and tap.port not in libvirt.ports:
+        if bridge and plug and tap.port and tap.port not in libvirt.ports:
             yield d.Unrecorded(tap.network, bridge, tap.domain, tap.device, tap.port)
 
 

@@ -1,0 +1,188 @@
+"""The calls to libvirt. All of them block, and raise libvirt.libvirtError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any
+
+import libvirt
+
+from vnetd.backends import domain_xml, network_xml
+from vnetd.core.actions import RecordPort, StartDnsmasq, UpdateDhcp
+from vnetd.core.model import DhcpHost, DhcpRange, Lease, Libvirt, Network, Tap
+from vnetd.core.policy import NetworkPolicy
+
+
+def read(connection: Any, followed: frozenset[str]) -> Libvirt:
+    """followed: networks whose leases are wanted."""
+    taps = _taps(connection)
+    return Libvirt(
+        version=_version(connection),
+        session=0,
+        networks=_networks(connection),
+        taps=taps,
+        ports=_ports(connection, {tap.network for tap in taps}),
+        leases=_leases(connection, followed),
+    )
+
+
+def _networks(connection: Any) -> dict[str, Network]:
+    active = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
+    persistent = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_PERSISTENT)
+    autostart = _uuids(connection, libvirt.VIR_CONNECT_LIST_NETWORKS_AUTOSTART)
+    networks = {}
+    for network in connection.listAllNetworks():
+        name, uuid = network.name(), network.UUIDString()
+        try:
+            live = network.XMLDesc() if uuid in active else None
+            config = (
+                network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE) if uuid in persistent else None
+            )
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                continue  # undefined since the list was made
+            raise
+        if live or config:
+            networks[name] = Network(
+                name=name,
+                config=network_xml.parse(config) if config else None,
+                live=network_xml.parse(live) if live else None,
+                autostart=uuid in autostart,
+            )
+    return networks
+
+
+def _uuids(connection: Any, flag: int) -> set[str]:
+    return {network.UUIDString() for network in connection.listAllNetworks(flag)}
+
+
+def _taps(connection: Any) -> tuple[Tap, ...]:
+    taps: list[Tap] = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            if domain.state()[:2] != [
+                libvirt.VIR_DOMAIN_PAUSED,
+                libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,  # libvirt is still making its taps
+            ]:
+                taps += domain_xml.taps(domain.XMLDesc())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+    return tuple(taps)
+
+
+def _ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for name in networks:
+        try:
+            network = lookup(connection, name)
+            if network.isActive():
+                found.update(port.UUIDString() for port in network.listAllPorts())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+                raise
+    return frozenset(found)
+
+
+def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
+    found = []
+    for name in sorted(networks):
+        try:
+            network = lookup(connection, name)
+            leases = network.DHCPLeases() if network.isActive() else []
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                continue
+            raise
+        for lease in sorted(leases, key=lambda lease: -lease["expirytime"]):
+            if lease["mac"]:
+                found.append(Lease(name, lease["mac"].lower(), ip_address(lease["ipaddr"])))
+    return tuple(found)
+
+
+def _version(connection: Any) -> str:
+    number = connection.getLibVersion()
+    return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def lookup(connection: Any, name: str) -> Any:
+    return connection.networkLookupByName(name)
+
+
+def define(connection: Any, policy: NetworkPolicy) -> None:
+    try:
+        network = lookup(connection, policy.name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+            raise
+        base = None
+    else:
+        persistent = network.isPersistent()
+        base = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE if persistent else 0)
+    connection.networkDefineXMLFlags(
+        network_xml.render(policy, base), libvirt.VIR_NETWORK_DEFINE_VALIDATE
+    )
+
+
+def update_dhcp(connection: Any, action: UpdateDhcp) -> None:
+    network = lookup(connection, action.network)
+    base = network.XMLDesc()
+    sections: dict[type[DhcpRange] | type[DhcpHost], int] = {
+        DhcpRange: libvirt.VIR_NETWORK_SECTION_IP_DHCP_RANGE,
+        DhcpHost: libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST,
+    }
+    changes = [(libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, item) for item in action.remove]
+    changes += [(libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, item) for item in action.add]
+    for command, item in changes:
+        network.update(
+            command,
+            sections[type(item)],
+            network_xml.dhcp_parent(base, item),
+            network_xml.dhcp_item(item),
+            libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE,
+        )
+
+
+def start(connection: Any, name: str) -> None:
+    network = lookup(connection, name)
+    if not network.isActive():
+        network.create()
+
+
+def restart(connection: Any, name: str) -> None:
+    network = lookup(connection, name)
+    if network.isActive():
+        network.destroy()
+    network.create()
+
+
+def start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
+    """An update of its hosts makes libvirt look for it, and start it; the update is taken back."""
+    network = lookup(connection, action.network)
+    if action.dns:
+        section = libvirt.VIR_NETWORK_SECTION_DNS_HOST
+        host = "<host ip='192.0.2.1'><hostname>vnetd.invalid</hostname></host>"
+    else:
+        section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+        host = f"<host mac='52:54:00:00:00:00' ip='{action.address}'/>"
+    for command in (
+        libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+        libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
+    ):
+        network.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
+
+
+def record_port(connection: Any, action: RecordPort) -> None:
+    domain = connection.lookupByName(action.domain).XMLDesc()
+    port = domain_xml.network_port(domain, action.port, action.bridge)
+    network = lookup(connection, action.network)
+    network.portCreateXML(port, libvirt.VIR_NETWORK_PORT_CREATE_RECLAIM)
+
+
+def remove(connection: Any, name: str) -> None:
+    network = lookup(connection, name)
+    if network.isActive():
+        network.destroy()
+    if network.isPersistent():
+        network.undefine()
