@@ -69,6 +69,20 @@ def test_flush_is_repaired(box: Hypervisor, script: str) -> None:
     heal(box, script)
 
 
+@pytest.mark.parametrize("script", ["nft flush ruleset", f"nft delete table ip {TABLE}"])
+def test_no_new_flow_is_lost_while_libvirt_installs_its_rules_again(
+    box: Hypervisor, script: str
+) -> None:
+    guest = box.guest("vblab", "10.77.0.70/24", gateway="10.77.0.1")
+    quiet = box.guest("vbquiet", "10.79.0.70/24", gateway="10.79.0.1")
+    with box.probing(guest) as outage, box.probing(quiet, in_vain=True) as escape:
+        heal(box, script)
+    for name in (guest, quiet):
+        box.run("ip", "netns", "delete", name)
+    assert (outage.lost, outage.sources) == (0, ["198.51.100.1"])
+    assert escape.lost == escape.sent > 0
+
+
 @pytest.mark.timeout(600)  # libvirt takes a second for each
 def test_each_single_rule_comes_back(box: Hypervisor) -> None:
     good = box.tables()

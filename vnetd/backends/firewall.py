@@ -91,7 +91,8 @@ class Firewall:
                 await self._write(iptables.restore(self._world, action))
             case EditNftables(script=script):
                 await self._write(nftables.edit(script))
-            case ReinstallRules():
+            case ReinstallRules(scaffold=scaffold):
+                await self._write(nftables.edit(scaffold))
                 await self._reinstall()
             case _:
                 raise AssertionError(action)

@@ -83,7 +83,11 @@ class EditNftables(_Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReinstallRules(_Action):
-    """libvirt deletes the rules of all its networks and installs them again."""
+    """libvirt deletes the rules of all its networks and installs them again. scaffold: for nft -f,
+    what stands in front of them meanwhile.
+    """
+
+    scaffold: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,10 @@ from vnetd.core.diff import Diff
 from vnetd.core.model import (
     FIREWALL_OBJECT,
     Chain,
+    Definition,
     Family,
     IfName,
+    Libvirt,
     Observed,
     PortState,
     World,
@@ -320,12 +322,13 @@ def _nftables_rules(observed: Observed, found: Diff) -> Iterator[Action]:
             case _:
                 pass
     if lacking or libvirt.lost_chains:
-        kept = [network.live for _, network in sorted(libvirt.networks.items()) if network.live]
         yield EditNftables(
             objects=tuple(network_object(network) for network in sorted(lacking)),
             reason="rules are lacking" if lacking else "libvirt's chains are gone",
             what="put copies of lacking rules in place",
-            script=nftables.script(kept, ruleset, delete=delete, skeleton=True, lacking=lacking),
+            script=nftables.script(
+                _active(libvirt), ruleset, delete=delete, skeleton=True, lacking=lacking
+            ),
         )
     elif delete:
         yield EditNftables(
@@ -338,8 +341,12 @@ def _nftables_rules(observed: Observed, found: Diff) -> Iterator[Action]:
         yield ReinstallRules(
             objects=(FIREWALL_OBJECT,),
             reason=reinstall,
-            impact="new connections fail for some 0.1 s for each network while libvirt writes",
+            scaffold=nftables.scaffold(_active(libvirt), ruleset),
         )
+
+
+def _active(libvirt: Libvirt) -> list[Definition]:
+    return [network.live for _, network in sorted(libvirt.networks.items()) if network.live]
 
 
 def _restart_impact(network: str, observed: Observed) -> str:

@@ -35,6 +35,10 @@ _NAT = re.compile(
 )
 
 
+# vnetd's own, and only while libvirt installs its rules again.
+SCAFFOLD = "vnetd"
+
+
 @dataclass(frozen=True, slots=True)
 class Surplus:
     chain: Chain
@@ -113,7 +117,34 @@ def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
             for handle, rule in _listed(chain, ruleset)
             if _bare(rule) not in expected and _is_left_over(rule, networks, ruleset)
         ]
+    if not lost:
+        surplus += [
+            Surplus(chain, handle, rule)
+            for chain in CHAINS
+            if chain.name == "forward"
+            for handle, rule in _listed(chain, ruleset)
+            if rule.endswith(MARK)
+        ]
     return Findings(lacking, tuple(lost), tuple(surplus))
+
+
+def scaffold(networks: Sequence[Definition], ruleset: Ruleset) -> tuple[str, ...]:
+    """For nft -f, one transaction: all of libvirt's verdicts once more, in a chain in front of its
+    own. libvirt puts its rejects in before its accepts; no packet comes that far.
+    """
+    lines: list[str] = []
+    rules = [network_rules(network) for network in networks]
+    for fam in Family:
+        chain = Chain(fam, TABLE, SCAFFOLD)
+        lines += [f"add chain {_path(chain)}", f"flush chain {_path(chain)}"]
+        for name in ("guest_cross", "guest_input", "guest_output"):
+            for own in rules:
+                found = own.get(Chain(fam, TABLE, name), ())
+                lines += [f"add rule {_path(chain)} {rule}{MARK}" for rule in found]
+        forward = Chain(fam, TABLE, "forward")
+        if not any(rule.endswith(MARK) for rule in ruleset.chains.get(forward, ())):
+            lines.append(f"insert rule {_path(forward)} counter jump {SCAFFOLD}{MARK}")
+    return tuple(lines)
 
 
 def script(
@@ -134,6 +165,9 @@ def script(
             if chain not in ruleset.chains:
                 lines.append(f"add chain {_path(chain)} {_BASE.get(chain.name, '')}".rstrip())
     lines += [f"delete rule {_path(item.chain)} handle {item.handle}" for item in delete]
+    for chain in {item.chain for item in delete if item.chain.name == "forward"}:
+        scaffold_of = Chain(chain.family, TABLE, SCAFFOLD)
+        lines += [f"{verb} chain {_path(scaffold_of)}" for verb in ("flush", "delete")]
     if skeleton:
         for chain in CHAINS:
             if chain.name == "forward" and _skeleton(chain, ruleset):
