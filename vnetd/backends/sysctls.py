@@ -10,7 +10,7 @@ from vnetd.backends import netlink
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action, SetSysctl
 from vnetd.core.model import Observed, Source
-from vnetd.core.needs import forwarding_sysctls
+from vnetd.core.needs import IPV6_FORWARDING, forwarding_sysctls
 from vnetd.errors import BackendError
 
 _ROOT = Path("/proc/sys")
@@ -37,8 +37,14 @@ class Sysctls:
 
     async def apply(self, action: Action) -> None:
         assert isinstance(action, SetSysctl), action
+        wanted = [(action.name, action.value)]
+        if action.name == IPV6_FORWARDING:
+            # Looked up anew: a route that has come since the plan was made would be lost.
+            fed = [f"net/ipv6/conf/{device}/accept_ra" for device in _advertised()]
+            wanted[:0] = [(name, "2") for name in fed if _read(name) == "1"]
         try:
-            (_ROOT / action.name).write_text(action.value)
+            for name, value in wanted:
+                (_ROOT / name).write_text(value)
         except OSError as error:
             refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
             hint = "; vnetd's unit must have ReadWritePaths=/proc/sys/net" if refused else ""
