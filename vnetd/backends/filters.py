@@ -62,6 +62,9 @@ class Filters:
         writers, self._writers = self._writers, {}
         try:
             chains = only_blocking(await _read())
+            # What came while the tables were read may be in what was read.
+            netlink.drain(self._events, self._on_data)
+            writers |= self._writers
             firewall = Firewall(
                 chains=chains,
                 uplinks=await _uplinks(),
