@@ -41,6 +41,8 @@ SCAFFOLD = "vnetd"
 
 @dataclass(frozen=True, slots=True)
 class Surplus:
+    """handle: 0 for a chain; whatever leads to it goes before."""
+
     chain: Chain
     handle: int
     rule: str
@@ -125,6 +127,8 @@ def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
             for handle, rule in _listed(chain, ruleset)
             if rule.endswith(MARK)
         ]
+        scaffolds = [Chain(fam, TABLE, SCAFFOLD) for fam in Family]
+        surplus += [Surplus(c, 0, "the whole chain") for c in scaffolds if c in ruleset.chains]
     return Findings(lacking, tuple(lost), tuple(surplus))
 
 
@@ -164,10 +168,11 @@ def script(
         for chain in CHAINS:
             if chain not in ruleset.chains:
                 lines.append(f"add chain {_path(chain)} {_BASE.get(chain.name, '')}".rstrip())
-    lines += [f"delete rule {_path(item.chain)} handle {item.handle}" for item in delete]
-    for chain in {item.chain for item in delete if item.chain.name == "forward"}:
-        scaffold_of = Chain(chain.family, TABLE, SCAFFOLD)
-        lines += [f"{verb} chain {_path(scaffold_of)}" for verb in ("flush", "delete")]
+    for item in delete:
+        if item.handle:
+            lines.append(f"delete rule {_path(item.chain)} handle {item.handle}")
+        else:
+            lines += [f"{verb} chain {_path(item.chain)}" for verb in ("flush", "delete")]
     if skeleton:
         for chain in CHAINS:
             if chain.name == "forward" and _skeleton(chain, ruleset):
