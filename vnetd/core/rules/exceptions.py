@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from vnetd.core.model import Chain, Family, Ruleset
 from vnetd.core.packets.iptables_text import options
-from vnetd.core.rules.guard import PROTOCOLS, Exception_, Key, Match
+from vnetd.core.rules.guard import PROTOCOLS, Key, Match, Matches
 
 Own = Mapping[Chain, tuple[str, ...]]
 
@@ -42,18 +42,18 @@ _KEYS = {
 _OF_FAMILY = frozenset((Key.IP_SADDR, Key.IP_DADDR, Key.IP6_SADDR, Key.IP6_DADDR))
 
 
-def passed(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Exception_]:
+def passed(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Matches]:
     """Forwarded traffic of these bridges that is accepted before libvirt's last word on it."""
-    found: list[Exception_] = []
+    found: list[Matches] = []
     for family in Family:
         for name in ("FORWARD", "LIBVIRT_FWX", "LIBVIRT_FWI", "LIBVIRT_FWO"):
             found += _accepts(ruleset, own, Chain(family, "filter", name), "LIBVIRT_FWO")
     return [matches for matches in dict.fromkeys(found) if _concerns(matches, bridges)]
 
 
-def untranslated(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Exception_]:
+def untranslated(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Matches]:
     """Traffic that is accepted before libvirt's NAT rules, and so leaves as it is."""
-    found: list[Exception_] = []
+    found: list[Matches] = []
     for family in Family:
         for name in ("POSTROUTING", "LIBVIRT_PRT"):
             found += _accepts(ruleset, own, Chain(family, "nat", name), "LIBVIRT_PRT")
@@ -61,8 +61,8 @@ def untranslated(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[E
 
 
 def _accepts(
-    ruleset: Ruleset, own: Own, chain: Chain, stop: str, outer: Exception_ = (), depth: int = 0
-) -> Iterator[Exception_]:
+    ruleset: Ruleset, own: Own, chain: Chain, stop: str, outer: Matches = (), depth: int = 0
+) -> Iterator[Matches]:
     """Up to the jump to the chain stop. own: libvirt's rules, which are no exceptions."""
     libvirts = frozenset(own.get(chain, ()))
     for rule in ruleset.chains.get(chain, ()):
@@ -88,7 +88,7 @@ def _target(rule: str) -> str:
     return found[-1] if found else ""
 
 
-def _read(rule: str, family: Family) -> Exception_ | None:
+def _read(rule: str, family: Family) -> Matches | None:
     """What can be told of it. None: it accepts no flow's first packet, and all others pass anyway,
     as do those that somebody has translated.
     """
@@ -120,21 +120,21 @@ def _value(word: str, value: str) -> str:
     return value.removesuffix("/32").removesuffix("/128") if word in ("-s", "-d") else value
 
 
-def _of_family(matches: Exception_, family: Family) -> Exception_:
+def _of_family(matches: Matches, family: Family) -> Matches:
     """A match that says nothing of its family would hold for both."""
     if any(match.key in _OF_FAMILY for match in matches):
         return matches
     return (Match(Key.FAMILY, "ipv4" if family is Family.IPV4 else "ipv6"), *matches)
 
 
-def _concerns(matches: Exception_, bridges: Collection[str]) -> bool:
+def _concerns(matches: Matches, bridges: Collection[str]) -> bool:
     """Whether traffic into or out of one of the bridges can meet it."""
     return any(
         _can_be(matches, key, bridge) for bridge in bridges for key in (Key.IIFNAME, Key.OIFNAME)
     )
 
 
-def _can_be(matches: Exception_, key: Key, name: str) -> bool:
+def _can_be(matches: Matches, key: Key, name: str) -> bool:
     return all(match.negated is not _is(match.value, name) for match in matches if match.key is key)
 
 

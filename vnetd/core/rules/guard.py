@@ -127,7 +127,7 @@ CHAINS: Mapping[str, BaseChain] = {
 Table = Mapping[str, tuple[Rule, ...]]
 """Chain name → rules."""
 
-Exception_ = tuple[Match, ...]
+Matches = tuple[Match, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,8 @@ class Guarded:
 
 def table(
     networks: Sequence[Guarded],
-    passed: Iterable[Exception_] = (),
-    untranslated: Iterable[Exception_] = (),
+    passed: Iterable[Matches] = (),
+    untranslated: Iterable[Matches] = (),
 ) -> Table:
     """passed, untranslated: what somebody has put in front of libvirt's rules, to let it through
     or to leave it without NAT. What is theirs to decide stays so.
