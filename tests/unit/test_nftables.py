@@ -97,3 +97,34 @@ def test_a_missing_table_is_made_again_in_one_script() -> None:
     assert sum(line.endswith(MARK) for line in lines) == sum(
         len(rules) for rules in nftables.network_rules(LAB).values()
     )
+
+
+def test_the_scaffold_goes_when_all_is_back_with_what_leads_to_it_or_without() -> None:
+    scaffold = Chain(Family.IPV4, nftables.TABLE, nftables.SCAFFOLD)
+    forward = Chain(Family.IPV4, nftables.TABLE, "forward")
+    left = with_chain(scaffold, (40, ACCEPT + MARK))
+    jumps = list(zip(left.handles[forward], left.chains[forward], strict=True))
+    jump = (41, f"counter jump {nftables.SCAFFOLD}{MARK}")
+    led_to = replace(
+        left,
+        chains={**left.chains, forward: tuple(rule for _, rule in (jump, *jumps))},
+        handles={**left.handles, forward: tuple(handle for handle, _ in (jump, *jumps))},
+    )
+    for ruleset, handles in ((left, [0]), (led_to, [41, 0])):
+        delete = nftables.examine([LAB], ruleset).surplus
+        assert [item.handle for item in delete] == handles
+        lines = nftables.script((), ruleset, delete=delete, skeleton=False, lacking={})
+        assert lines[-2:] == (
+            "flush chain ip libvirt_network vnetd",
+            "delete chain ip libvirt_network vnetd",
+        )
+
+
+def test_the_scaffold_says_what_libvirt_says_and_is_led_to_once() -> None:
+    lines = nftables.scaffold([LAB], right())
+    added = [line.partition(" vnetd ")[2] for line in lines if line.startswith("add rule ip ")]
+    own = nftables.network_rules(LAB)
+    order = ("guest_cross", "guest_input", "guest_output")
+    chains = [Chain(Family.IPV4, nftables.TABLE, name) for name in order]
+    assert added == [rule + MARK for chain in chains for rule in own[chain]]
+    assert sum(line.startswith("insert rule ip ") for line in lines) == 1
