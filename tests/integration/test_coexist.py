@@ -190,5 +190,7 @@ def test_firewalld_stops_and_starts_again(box: Hypervisor, guest: str) -> None:
     start_firewalld(box)
     box.wait_until(lambda: zone(box, "vblab") == "libvirt", what="the bridge in its zone")
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out beside firewalld")
+    # libvirt takes all its rules out and puts them in again when it hears of firewalld's start
+    box.wait_until_quiet("vnetd")
     box.wait_for_state("converged")
     works(box, guest)
