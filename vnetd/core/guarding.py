@@ -18,8 +18,6 @@ from vnetd.core.model import (
 from vnetd.core.policy import Firewall, NetworkPolicy, Policy
 from vnetd.core.rules import exceptions, guard
 
-_GUARDED_MODES = (Mode.NAT, Mode.ISOLATED)
-
 
 def wanted(
     policy: Policy,
@@ -56,7 +54,7 @@ def _guarded(policy: Policy, libvirt: Libvirt, live: Definition) -> guard.Guarde
             return None  # not restarted yet: libvirt's own rules stand
         meant = replace(live, mode=want.mode)
         return guard.Guarded(meant, alone=True, forwards=tuple(_forwards(want, libvirt)))
-    if live.mode not in _GUARDED_MODES or (want is not None and not want.guard):
+    if not live.mode.has_guard or (want is not None and not want.guard):
         return None
     return guard.Guarded(live)
 

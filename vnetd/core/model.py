@@ -59,6 +59,11 @@ class Mode(StrEnum):
         """libvirt installs firewall rules for the network."""
         return self in (Mode.NAT, Mode.ROUTE, Mode.ISOLATED)
 
+    @property
+    def has_guard(self) -> bool:
+        """A flush opens or cuts it, so there is something to guard."""
+        return self in (Mode.NAT, Mode.ISOLATED)
+
 
 class State(StrEnum):
     CONVERGED = "converged"

@@ -269,7 +269,7 @@ def _check_firewall(network: NetworkPolicy, section: Table) -> None:
     if own and network.mode is not Mode.NAT:
         right = "leave it out: libvirt's rules are vnetd's only with mode = \"nat\""
         section.wrong("firewall", f'"vnetd" has no meaning with mode = "{network.mode}"', right)
-    if "guard" in section and network.mode not in (Mode.NAT, Mode.ISOLATED):
+    if "guard" in section and not network.mode.has_guard:
         right = "leave it out: there is nothing to guard"
         section.wrong("guard", f'has no meaning with mode = "{network.mode}"', right)
     if own and not network.guard:

@@ -151,18 +151,15 @@ _GUARD = {
 }
 
 
-_GUARDED = (Mode.NAT, Mode.ISOLATED)
-
-
 def _guard(policy: Policy, observed: Observed, definition: Definition | None) -> str:
     if definition is None or observed.guard is None or observed.libvirt is None:
         return ""
     name = definition.name
     on = is_kept(policy, name) and guarding.is_guarded(policy, observed.libvirt, definition)
-    return ("on" if on else "off") if _mode(policy, name, definition) in _GUARDED else ""
+    return ("on" if on else "off") if _mode(policy, name, definition).has_guard else ""
 
 
-def _mode(policy: Policy, network: str, definition: Definition | None) -> str:
+def _mode(policy: Policy, network: str, definition: Definition | None) -> Mode:
     want = policy.networks.get(network)
     if definition is not None and (want is None or definition.mode is not want.libvirts_mode):
         return definition.mode
