@@ -9,19 +9,18 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 from vnetd.backends.base import Poke
-from vnetd.core.actions import (
-    Action,
-    AddAddress,
+from vnetd.core.actions import Action
+from vnetd.core.keep.bridges import AddAddress, SetBridge
+from vnetd.core.keep.networks import (
     DefineNetwork,
-    PlugTap,
     RemoveNetwork,
     RestartNetwork,
-    RestoreRules,
     SetAutostart,
-    SetBridge,
     StartNetwork,
     UpdateDhcp,
 )
+from vnetd.core.keep.rules import RestoreRules
+from vnetd.core.keep.taps import PlugTap
 from vnetd.core.model import (
     Cause,
     Chain,

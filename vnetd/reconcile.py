@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Protocol
 
 from vnetd.backends.base import Backend
-from vnetd.core import actions as a
-from vnetd.core import drift as d
-from vnetd.core.diff import Conflict, Diff, diff
+from vnetd.core.actions import Action
+from vnetd.core.diff import Diff, diff
+from vnetd.core.drift import Conflict, Drift
 from vnetd.core.model import Cause, Observed, Ruleset, Source
 from vnetd.core.pacing import Failure, Fight
 from vnetd.core.plan import plan
@@ -191,7 +191,7 @@ class Reconciler:
             failure.not_before = 0.0
         return await self._pass(Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"]))
 
-    async def plan(self) -> tuple[a.Action, ...]:
+    async def plan(self) -> tuple[Action, ...]:
         """What a full pass would do. Changes nothing."""
         async with self._passing:
             await self._observe(ALL_SOURCES)
@@ -220,19 +220,18 @@ class Reconciler:
     async def _pass_through(self, pokes: Pokes) -> Status:
         log.debug("pass: %s", ", ".join(pokes.reasons))
         incidents: dict[str, _Incident] = {}
-        failed: Counter[a.Action] = Counter()
+        failed: Counter[Action] = Counter()
         self._contested = {}
         await self._observe(pokes.sources)
         found, actions = self._think()
-        tried: tuple[a.Action, ...] = ()
+        tried: tuple[Action, ...] = ()
         for _ in range(_MOST_ROUNDS):
             self._note(found, pokes, incidents)
             actions = tuple(x for x in actions if failed[x] < _MOST_TRIES and self._may(x))
             if not actions or actions == tried or self._stopping.is_set():
                 break
-            quick = (a.RestoreRules, a.EditNftables, a.WriteGuard)
-            if not all(isinstance(action, quick) for action in actions):
-                self._publish(found, healing=True)  # rules are back sooner than it takes to say so
+            if not all(action.quick for action in actions):
+                self._publish(found, healing=True)
             failed.update(await self._apply(actions, incidents))
             self._announce(incidents)
             await self._observe(self._touched(actions))
@@ -263,25 +262,24 @@ class Reconciler:
                 if not isinstance(error, NotConnected):  # its watcher pokes when it is back
                     failure.again(str(error), self._clock.monotonic())
 
-    def _think(self) -> tuple[Diff, tuple[a.Action, ...]]:
+    def _think(self) -> tuple[Diff, tuple[Action, ...]]:
         found = diff(self.policy, self._observed, self._remembered)
         chains = self._remembered.chains if self._remembered else None
         actions = plan(self.policy, self._observed, found, chains)
-        ruleset = self._observed.firewall
-        if ruleset and found.chains and not any(isinstance(x, d.RulesDiffer) for x in found.drift):
-            self._remembered = ruleset
+        if found.rules_stand:
+            self._remembered = self._observed.firewall
         return found, actions
 
     def _note(self, found: Diff, pokes: Pokes, incidents: dict[str, _Incident]) -> None:
         """Open an incident for each object with drift that has none yet in this pass."""
         now = self._clock.monotonic()
         for object_, items in _by_object(found.drift).items():
-            drift = tuple(d.text(item) for item in items)
+            drift = tuple(str(item) for item in items)
             if object_ in incidents:
                 incident = incidents[object_]
                 incident.drift = tuple(dict.fromkeys((*incident.drift, *drift)))
                 continue
-            causes = [pokes.causes.get(d.source(item)) for item in items]
+            causes = [pokes.causes.get(item.source) for item in items]
             cause = next((cause for cause in causes if cause is not None), None)
             incidents[object_] = _Incident(drift, cause)
             fight = self._fights.setdefault(object_, Fight())
@@ -303,7 +301,7 @@ class Reconciler:
                 self._drifting.add(object_)
                 self._publisher.drift_detected(object_, incident.drift, incident.cause)
 
-    def _may(self, action: a.Action) -> bool:
+    def _may(self, action: Action) -> bool:
         if self._observing or self._paused or self._backend(action).source in self._unread:
             return False
         now = self._clock.monotonic()
@@ -316,29 +314,29 @@ class Reconciler:
 
         return not action.objects or not all(waits(object_) for object_ in action.objects)
 
-    def _backend(self, action: a.Action) -> Backend:
+    def _backend(self, action: Action) -> Backend:
         return next(b for b in self._backends if isinstance(action, b.actions))
 
     async def _apply(
-        self, actions: Iterable[a.Action], incidents: Mapping[str, _Incident]
-    ) -> list[a.Action]:
+        self, actions: Iterable[Action], incidents: Mapping[str, _Incident]
+    ) -> list[Action]:
         """Run the actions in order; returns those that failed."""
         failed = []
         for action in actions:
             if self._stopping.is_set():
                 break
             of_action = [incidents[o] for o in action.objects if o in incidents]
-            log.info("%s (%s)", a.text(action), action.reason)
+            log.info("%s (%s)", str(action), action.reason)
             try:
                 await self._backend(action).apply(action)
             except BackendError as error:
-                log.warning("%s: %s", a.text(action), error)
+                log.warning("%s: %s", str(action), error)
                 failed.append(action)
                 for incident in of_action:
                     incident.error = str(error)
             else:
                 for incident in of_action:
-                    incident.actions.append(a.text(action))
+                    incident.actions.append(str(action))
         return failed
 
     def _mark_ended(self, found: Diff, incidents: Mapping[str, _Incident]) -> None:
@@ -350,7 +348,7 @@ class Reconciler:
             elif incident.ended is None:
                 incident.ended = self._clock.monotonic()
 
-    def _touched(self, actions: Iterable[a.Action]) -> set[Source]:
+    def _touched(self, actions: Iterable[Action]) -> set[Source]:
         """A network that starts or stops changes links and rules as well."""
         touched = {self._backend(action).source for action in actions}
         return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
@@ -435,8 +433,8 @@ class Reconciler:
         return Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["resync"])
 
 
-def _by_object(drift: Iterable[d.Drift]) -> dict[str, list[d.Drift]]:
-    found: dict[str, list[d.Drift]] = {}
+def _by_object(drift: Iterable[Drift]) -> dict[str, list[Drift]]:
+    found: dict[str, list[Drift]] = {}
     for item in drift:
-        found.setdefault(d.object_of(item), []).append(item)
+        found.setdefault(item.object, []).append(item)
     return found

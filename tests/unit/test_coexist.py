@@ -8,7 +8,8 @@ from ipaddress import ip_interface
 import pytest
 
 from tests.unit.test_packets import LAB, recorded
-from vnetd.core import coexist, foreign
+from vnetd.core import foreign
+from vnetd.core.keep import coexist
 from vnetd.core.model import Family, IfName, Mode
 from vnetd.core.packets import iptables_text
 from vnetd.core.packets.evaluate import Index, decide

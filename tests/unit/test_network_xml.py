@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from vnetd.backends.network_xml import dhcp_parent, parse, render
-from vnetd.core.diff import differences
+from vnetd.core.keep.networks import differences
 from vnetd.core.model import DhcpHost, DhcpRange, IfName, Mode
 from vnetd.core.policy import NetworkPolicy
 from vnetd.errors import BackendError

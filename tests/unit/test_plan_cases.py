@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vnetd.backends import domain_xml, iptables_save, network_xml
-from vnetd.core import actions as a
 from vnetd.core.diff import diff
+from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import (
     Definition,
     Family,
@@ -89,8 +89,8 @@ def planned(case: Path) -> str:
     found = diff(policy, seen)
     lines = [f"conflict {item.object}: {item.text}" for item in found.conflicts]
     for action in plan(policy, seen, found):
-        lines += [a.text(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
-        if isinstance(action, a.RestoreRules):
+        lines += [str(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
+        if isinstance(action, RestoreRules):
             lines += [f"    {line}" for line in iptables_save.render(action.chains).splitlines()]
     return "".join(f"{line}\n" for line in lines)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import get_args
 
 import pytest
 
@@ -16,7 +15,9 @@ from vnetd.backends.guard import Guard
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
-from vnetd.core.actions import Action, RestoreRules, StartNetwork
+from vnetd.core.actions import Action
+from vnetd.core.keep.networks import StartNetwork
+from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import Cause, Source, State
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
@@ -243,5 +244,6 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 def test_every_action_has_a_backend() -> None:
     kinds = (Libvirtd, Links, Firewall, Filters, Guard, Sysctls)
-    taken = [action for kind in kinds for action in kind.actions]
-    assert sorted(taken, key=str) == sorted(get_args(Action), key=str)
+    taken = [action.__name__ for kind in kinds for action in kind.actions]
+    # a set: of a class with slots the one without may still be there
+    assert sorted(taken) == sorted({action.__name__ for action in Action.__subclasses__()})

@@ -11,8 +11,8 @@ from dbus_next.signature import Variant
 
 from vnetd import __version__
 from vnetd.api.names import MANAGER, NETWORK, ROOT, network_path
-from vnetd.core import actions as a
 from vnetd.core import why
+from vnetd.core.actions import Action
 from vnetd.core.model import Cause
 from vnetd.core.record import Record
 from vnetd.core.rules.iptables import family
@@ -31,9 +31,9 @@ def objects(status: Status) -> Objects:
     return found
 
 
-def action(item: a.Action) -> Properties:
+def action(item: Action) -> Properties:
     return {
-        "action": Variant("s", a.text(item)),
+        "action": Variant("s", str(item)),
         "objects": Variant("as", list(item.objects)),
         "reason": Variant("s", item.reason),
         "impact": Variant("s", item.impact),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from vnetd.backends import iptables_rules, netlink, nft_json, process
 from vnetd.backends.base import Poke
-from vnetd.core.actions import Action, SetAccepts, SetZone
+from vnetd.core.actions import Action
+from vnetd.core.keep.coexist import SetAccepts, SetZone
 from vnetd.core.model import Cause, Family, IfName, Observed, Source
 from vnetd.core.packets.evaluate import only_blocking
 from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict

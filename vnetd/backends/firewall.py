@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from vnetd.backends import iptables, legacy, netlink, nftables, process
 from vnetd.backends.base import Poke
-from vnetd.core.actions import Action, EditNftables, ReinstallRules, RestoreRules
+from vnetd.core.actions import Action
+from vnetd.core.keep.rules import EditNftables, ReinstallRules, RestoreRules
 from vnetd.core.model import Cause, Chains, Family, Libvirt, Observed, Ruleset, Source, World
 from vnetd.errors import BackendError
 

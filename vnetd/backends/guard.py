@@ -18,7 +18,8 @@ from dataclasses import replace
 from vnetd.backends import guard_messages as codec
 from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
-from vnetd.core.actions import Action, WriteGuard
+from vnetd.core.actions import Action
+from vnetd.core.keep.guard import WriteGuard
 from vnetd.core.model import Cause, GuardTable, Held, Observed, Source
 from vnetd.core.rules.guard import TABLE
 from vnetd.errors import BackendError

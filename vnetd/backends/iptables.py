@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from vnetd.backends import iptables_save, legacy, process
-from vnetd.core.actions import RestoreRules
+from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import Chains, Family, World
 from vnetd.errors import BackendError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
-from vnetd.core.actions import ChainEdits
+from vnetd.core.keep.rules import ChainEdits
 from vnetd.core.model import Chain, Family
 from vnetd.core.rules.iptables import BUILTIN_CHAINS
 

@@ -9,7 +9,9 @@ from typing import Any
 import libvirt
 
 from vnetd.backends import domain_xml, network_xml
-from vnetd.core.actions import RecordPort, StartDnsmasq, UpdateDhcp
+from vnetd.core.keep.dnsmasq import StartDnsmasq
+from vnetd.core.keep.networks import UpdateDhcp
+from vnetd.core.keep.taps import RecordPort
 from vnetd.core.model import DhcpHost, DhcpRange, Lease, Libvirt, Network, Tap
 from vnetd.core.policy import NetworkPolicy
 

@@ -20,17 +20,17 @@ import libvirt
 from vnetd.backends import files, process
 from vnetd.backends import libvirt_calls as calls
 from vnetd.backends.base import Poke
-from vnetd.core.actions import (
-    Action,
+from vnetd.core.actions import Action
+from vnetd.core.keep.dnsmasq import StartDnsmasq
+from vnetd.core.keep.networks import (
     DefineNetwork,
-    RecordPort,
     RemoveNetwork,
     RestartNetwork,
     SetAutostart,
-    StartDnsmasq,
     StartNetwork,
     UpdateDhcp,
 )
+from vnetd.core.keep.taps import RecordPort
 from vnetd.core.model import (
     Cause,
     Observed,

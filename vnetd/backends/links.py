@@ -16,7 +16,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.core.actions import Action, AddAddress, PlugTap, SetBridge
+from vnetd.core.actions import Action
+from vnetd.core.keep.bridges import AddAddress, SetBridge
+from vnetd.core.keep.taps import PlugTap
 from vnetd.core.model import Address, IfName, Link, Observed, PortState, Source
 from vnetd.errors import BackendError
 

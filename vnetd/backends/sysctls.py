@@ -8,9 +8,10 @@ from pathlib import Path
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.core.actions import Action, SetSysctl
+from vnetd.core.actions import Action
+from vnetd.core.keep import sysctls
+from vnetd.core.keep.sysctls import SetSysctl
 from vnetd.core.model import Observed, Source
-from vnetd.core.needs import IPV6_FORWARDING, forwarding_sysctls
 from vnetd.errors import BackendError
 
 _ROOT = Path("/proc/sys")
@@ -28,7 +29,7 @@ class Sysctls:
 
     async def observe(self, observed: Observed) -> Observed:
         networks = observed.libvirt.networks.values() if observed.libvirt else ()
-        names = forwarding_sysctls(network.live for network in networks if network.live)
+        names = sysctls.of_interest(network.live for network in networks if network.live)
         names += [f"net/ipv6/conf/{dev}/accept_ra" for dev in _advertised()]
         values = {name: _read(name) for name in names}
         return replace(
@@ -38,7 +39,7 @@ class Sysctls:
     async def apply(self, action: Action) -> None:
         assert isinstance(action, SetSysctl), action
         wanted = [(action.name, action.value)]
-        if action.name == IPV6_FORWARDING:
+        if action.name == sysctls.IPV6_FORWARDING:
             # Looked up anew: a route that has come since the plan was made would be lost.
             fed = [f"net/ipv6/conf/{device}/accept_ra" for device in _advertised()]
             wanted[:0] = [(name, "2") for name in fed if _read(name) == "1"]

@@ -98,6 +98,10 @@ class Policy:
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
     present: bool = True
 
+    def keeps(self, network: str) -> bool:
+        """Managed, or protected: libvirt's own definition is then what must be."""
+        return network in self.networks or self.unlisted is Unlisted.PROTECT
+
     @property
     def followed(self) -> frozenset[str]:
         """Networks with a port forward to a domain, whose address must be known."""

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vnetd.core import drift as d
-from vnetd.core import guarding
-from vnetd.core.diff import Diff, is_kept
+from vnetd.core.diff import Diff
+from vnetd.core.keep import guard
 from vnetd.core.model import Definition, Held, Mode, Observed, State, network_object
 from vnetd.core.policy import Enforcement, Policy
 
@@ -126,7 +125,7 @@ def _per_object(
     drift: dict[str, list[str]] = {}
     reasons: dict[str, list[str]] = {}
     for item in found.drift:
-        drift.setdefault(d.object_of(item), []).append(d.text(item))
+        drift.setdefault(item.object, []).append(str(item))
     for conflict in found.conflicts:
         reasons.setdefault(conflict.object, []).append(conflict.text)
     for object_, why in (*(now.failures or {}).items(), *(now.fights or {}).items()):
@@ -140,7 +139,7 @@ def _per_object(
 def _kept(policy: Policy, network: str) -> Kept:
     if network in policy.networks:
         return Kept.MANAGED
-    return Kept.PROTECTED if is_kept(policy, network) else Kept.IGNORED
+    return Kept.PROTECTED if policy.keeps(network) else Kept.IGNORED
 
 
 _GUARD = {
@@ -155,7 +154,7 @@ def _guard(policy: Policy, observed: Observed, definition: Definition | None) ->
     if definition is None or observed.guard is None or observed.libvirt is None:
         return ""
     name = definition.name
-    on = is_kept(policy, name) and guarding.is_guarded(policy, observed.libvirt, definition)
+    on = policy.keeps(name) and guard.is_guarded(policy, observed.libvirt, definition)
     return ("on" if on else "off") if _mode(policy, name, definition).has_guard else ""
 
 

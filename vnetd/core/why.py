@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 
-from vnetd.core import drift as d
 from vnetd.core import foreign
 from vnetd.core.diff import Diff
+from vnetd.core.keep import bridges, rules
 from vnetd.core.model import (
     Definition,
     Family,
@@ -160,7 +160,7 @@ def _steps(asked: Question, observed: Observed, found: Diff, scene: Scene) -> It
         return
     yield from _taps(asked, live.bridge, observed, links)
     if live.mode.has_own_bridge:
-        missing = [item for item in found.drift if isinstance(item, d.AddressMissing)]
+        missing = [item for item in found.drift if isinstance(item, bridges.AddressMissing)]
         yield from _addresses(live, [item for item in missing if item.network == live.name])
         yield from _dnsmasq(live, scene)
         if live.mode is not Mode.ISOLATED:
@@ -203,7 +203,7 @@ def _tap(tap: Tap, bridge: IfName, link: Link | None) -> Step:
     return Step(at="tap", text=f"{name} is on bridge {bridge}")
 
 
-def _addresses(live: Definition, missing: Iterable[d.AddressMissing]) -> Iterator[Step]:
+def _addresses(live: Definition, missing: Iterable[bridges.AddressMissing]) -> Iterator[Step]:
     gone = {item.address for item in missing}
     for address in live.addresses:
         if address in gone:
@@ -359,14 +359,14 @@ def _libvirts(
     right = foreign.with_libvirts(firewall, found.chains or {})
     now = {str(item) for way in ways for item in flows.judge(firewall, way) if _stops(item)}
     then = {str(item) for way in ways for item in flows.judge(right, way) if _stops(item)}
-    flaws = [x for x in found.drift if isinstance(x, d.RulesDiffer) and x.network == live.name]
+    flaws = [x for x in found.drift if isinstance(x, rules.RulesDiffer) and x.network == live.name]
     for item in flaws:
         translation = item.chain.table == "nat" and live.mode is Mode.NAT
         stops = translation or (item.chain.table == "filter" and bool(now - then))
         yield Step(
             at="libvirt's rules",
             word=Word.BLOCKED if stops else Word.MAYBE,
-            text=d.text(item) + (": guests' packets leave untranslated" if translation else ""),
+            text=str(item) + (": guests' packets leave untranslated" if translation else ""),
             cure="vnetctl reconcile" if stops else "",
             table=f"{item.chain.family} {item.chain.table}",
             chain=item.chain.name,

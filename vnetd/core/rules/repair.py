@@ -21,6 +21,19 @@ class Flaws:
     def __bool__(self) -> bool:
         return bool(self.missing or self.duplicate or self.misplaced)
 
+    def __str__(self) -> str:
+        parts = []
+        for what, rules in (
+            ("missing", self.missing),
+            ("duplicate", self.duplicate),
+            ("out of order", self.misplaced),
+        ):
+            if len(rules) == 1:
+                parts.append(f"{what} {rules[0]}")
+            elif rules:
+                parts.append(f"{len(rules)} rules {what}")
+        return ", ".join(parts)
+
     @property
     def rules(self) -> frozenset[str]:
         return frozenset((*self.missing, *self.duplicate, *self.misplaced))

@@ -3,20 +3,76 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from vnetd.core.actions import Action
+from vnetd.core.drift import Drift, NetworkDrift
 from vnetd.core.model import (
     Chain,
     Definition,
     GuardTable,
+    Held,
     HostAddress,
     Libvirt,
     Mode,
     Ruleset,
+    Source,
 )
 from vnetd.core.policy import Firewall, NetworkPolicy, Policy
 from vnetd.core.rules import exceptions, guard
+
+
+@dataclass(frozen=True, slots=True)
+class GuardDiffers(NetworkDrift):
+    """rules: how many of this network's the guard lacks."""
+
+    rules: int
+    source = Source.GUARD
+
+    def __str__(self) -> str:
+        return f"guard: {self.rules} rules missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteGuard(Action):
+    """All of it in one transaction. chains: those that change. Without rules the table goes."""
+
+    table: tuple[tuple[str, tuple[guard.Rule, ...]], ...]
+    chains: tuple[str, ...]
+    quick = True
+
+    def __str__(self) -> str:
+        count = sum(len(rules) for _, rules in self.table)
+        return f"write the guard: {count} rules" if count else "remove the guard"
+
+
+def diff(table: guard.Table, seen: GuardTable) -> Iterator[Drift]:
+    if seen.held is not Held.OPEN:  # nobody but vnetd can have changed it
+        return
+    lacking: Counter[str] = Counter()
+    for chain, rules in table.items():
+        have = set(seen.chains.get(chain, ()))
+        lacking.update(rule.network for rule in rules if rule.network and rule.digest not in have)
+    for network, count in sorted(lacking.items()):
+        yield GuardDiffers(network, count)
+
+
+def plan(drift: Iterable[Drift], table: guard.Table, seen: GuardTable) -> Iterator[Action]:
+    digests = {name: tuple(rule.digest for rule in rules) for name, rules in table.items()}
+    changed = {
+        name for name in {*digests, *seen.chains} if digests.get(name) != seen.chains.get(name)
+    }
+    if seen.held is None and not table:
+        return
+    if not changed and seen.mine:
+        return
+    yield WriteGuard(
+        objects=tuple(item.object for item in drift if isinstance(item, GuardDiffers)),
+        reason="rules differ" if changed else "nobody holds it",
+        table=tuple(table.items()),
+        chains=tuple(sorted(changed)),
+    )
 
 
 def wanted(
@@ -87,12 +143,3 @@ def _addresses(want: NetworkPolicy, domain: str, libvirt: Libvirt) -> list[HostA
     for address in (*reserved, *leased):
         found.setdefault(address.version, address)
     return list(found.values())
-
-
-def missing(table: guard.Table, seen: GuardTable) -> dict[str, int]:
-    """Network → how many of its rules the kernel lacks."""
-    found: Counter[str] = Counter()
-    for chain, rules in table.items():
-        have = set(seen.chains.get(chain, ()))
-        found.update(rule.network for rule in rules if rule.network and rule.digest not in have)
-    return dict(found)

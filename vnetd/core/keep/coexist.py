@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vnetd.core import foreign
-from vnetd.core.model import Definition, Family, IfName, Mode
+from vnetd.core.actions import Action
+from vnetd.core.drift import Conflict, Drift, NetworkDrift
+from vnetd.core.model import Definition, Family, IfName, Mode, Source, network_object
 from vnetd.core.packets import flows, iptables_text
 from vnetd.core.packets.evaluate import Index
 from vnetd.core.packets.firewall import MARK, Firewall, Hook, Place, Rule, Tool, Verdict
@@ -21,15 +23,15 @@ from vnetd.core.wording import few
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptsDiffer:
+class AcceptsDiffer(NetworkDrift):
     """One network's accepts in one chain of another tool. position: where new ones go."""
 
-    network: str
     place: Place
     why: str
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     position: int
+    source = Source.FILTERS
 
     def __str__(self) -> str:
         parts = [f"{len(self.missing)} accepts missing"] if self.missing else []
@@ -39,18 +41,45 @@ class AcceptsDiffer:
 
 
 @dataclass(frozen=True, slots=True)
-class ZoneDiffers:
+class ZoneDiffers(NetworkDrift):
     """want: "" for none."""
 
-    network: str
     bridge: IfName
     want: str
     have: str
     why: str
+    source = Source.FILTERS
 
     def __str__(self) -> str:
         why = f": {self.why}" if self.why else ""
         return f"bridge {self.bridge} is in firewalld's zone {self.have or 'by default'}{why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAccepts(Action):
+    """position: from 1, of the first to add, once those to remove are gone."""
+
+    place: Place
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
+    position: int
+
+    def __str__(self) -> str:
+        parts = [f"add {len(self.add)}"] if self.add else []
+        parts += [f"remove {len(self.remove)}"] if self.remove else []
+        return f"{', '.join(parts)} accepts of vnetd in {self.place}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetZone(Action):
+    """zone: "" takes the bridge out of any."""
+
+    network: str
+    bridge: IfName
+    zone: str
+
+    def __str__(self) -> str:
+        return f"put bridge {self.bridge} into firewalld's zone {self.zone or 'by default'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +91,39 @@ class Terms:
 
 
 _USER_CHAINS = ("DOCKER-USER", "ufw-user-", "ufw6-user-")
+
+
+def diff(
+    allowed: frozenset[Coexist], kept: Sequence[Definition], firewall: Firewall
+) -> Iterator[Drift | Conflict]:
+    found = terms(allowed, tuple(kept), firewall)
+    yield from found.drift
+    for block in found.left:
+        yield Conflict(network_object(block.network), str(block), block.cause)
+
+
+def plan(drift: Iterable[Drift]) -> Iterator[Action]:
+    for item in drift:
+        match item:
+            case AcceptsDiffer():
+                yield SetAccepts(
+                    objects=(item.object,),
+                    reason=str(item),
+                    place=item.place,
+                    add=item.missing,
+                    remove=item.unexpected,
+                    position=item.position + 1,
+                )
+            case ZoneDiffers():
+                yield SetZone(
+                    objects=(item.object,),
+                    reason=str(item),
+                    network=item.network,
+                    bridge=item.bridge,
+                    zone=item.want,
+                )
+            case _:
+                pass
 
 
 @lru_cache(maxsize=2)  # most passes bring no new look at the firewall

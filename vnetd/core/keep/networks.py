@@ -1,0 +1,302 @@
+"""libvirt's networks: defined as the policy says, started, autostarted, and gone when the policy
+names them no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vnetd.core.actions import Action
+from vnetd.core.drift import Conflict, Difference, Drift, NetworkDrift, joined, unequal
+from vnetd.core.model import (
+    Definition,
+    DhcpHost,
+    DhcpRange,
+    IfName,
+    Libvirt,
+    Link,
+    Network,
+    Observed,
+    Source,
+    network_object,
+)
+from vnetd.core.policy import NetworkPolicy, Policy
+from vnetd.core.wording import few
+
+# What libvirt changes in a running network, and what the kernel's own bridge tells better.
+_LIVE_KEYS = ("dhcp.ranges", "dhcp.hosts")
+LINK_KEYS = ("mac", "mtu", "stp")
+
+
+class _OfLibvirt(NetworkDrift):
+    __slots__ = ()
+    source = Source.LIBVIRT
+
+
+@dataclass(frozen=True, slots=True)
+class Undefined(_OfLibvirt):
+    def __str__(self) -> str:
+        return "is not defined"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDiffers(_OfLibvirt):
+    """What libvirt will start next time is not what the policy says."""
+
+    differences: tuple[Difference, ...]
+
+    def __str__(self) -> str:
+        return "definition: " + joined(self.differences)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveDiffers(_OfLibvirt):
+    """What runs now is not what the policy says, and only a restart changes it."""
+
+    differences: tuple[Difference, ...]
+
+    def __str__(self) -> str:
+        return "running network: " + joined(self.differences)
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpDiffers(_OfLibvirt):
+    """Ranges or reservations of the running network, which libvirt can change while it runs."""
+
+    add: tuple[DhcpRange | DhcpHost, ...]
+    remove: tuple[DhcpRange | DhcpHost, ...]
+
+    def __str__(self) -> str:
+        missing = [f"{item} is missing" for item in self.add]
+        return "running DHCP: " + few(missing + [f"{item} is not wanted" for item in self.remove])
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(_OfLibvirt):
+    def __str__(self) -> str:
+        return "is not active"
+
+
+@dataclass(frozen=True, slots=True)
+class AutostartDiffers(_OfLibvirt):
+    want: bool
+
+    def __str__(self) -> str:
+        return f"autostart is {'off' if self.want else 'on'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpected(_OfLibvirt):
+    """Made by vnetd, and no policy names it any more."""
+
+    def __str__(self) -> str:
+        return "is in no policy any more"
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeMissing(NetworkDrift):
+    """libvirt calls the network active, but its bridge is gone."""
+
+    bridge: IfName
+    source = Source.LINKS
+
+    def __str__(self) -> str:
+        return f"is active without its bridge {self.bridge}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveNetwork(Action):
+    network: str
+
+    def __str__(self) -> str:
+        return f"stop and undefine network {self.network}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefineNetwork(Action):
+    policy: NetworkPolicy
+
+    def __str__(self) -> str:
+        return f"define network {self.policy.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAutostart(Action):
+    network: str
+    on: bool
+
+    def __str__(self) -> str:
+        return f"turn autostart of network {self.network} {'on' if self.on else 'off'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateDhcp(Action):
+    network: str
+    add: tuple[DhcpRange | DhcpHost, ...]
+    remove: tuple[DhcpRange | DhcpHost, ...]
+
+    def __str__(self) -> str:
+        changes = f"{len(self.add)} added, {len(self.remove)} removed"
+        return f"update DHCP of network {self.network}: {changes}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartNetwork(Action):
+    network: str
+
+    def __str__(self) -> str:
+        return f"start network {self.network}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartNetwork(Action):
+    network: str
+
+    def __str__(self) -> str:
+        return f"stop and start network {self.network}"
+
+
+def diff(
+    policy: Policy, libvirt: Libvirt, links: Mapping[IfName, Link]
+) -> Iterator[Drift | Conflict]:
+    for name, want in sorted(policy.networks.items()):
+        have = libvirt.networks.get(name) or Network(name, None, None, autostart=False)
+        if have.config is None:
+            yield Undefined(name)
+        elif found := differences(want, have.config):
+            yield ConfigDiffers(name, found)
+        if have.autostart is not want.autostart:
+            yield AutostartDiffers(name, want.autostart)
+        if have.live is None:
+            yield _stopped(want, have, links)
+        else:
+            yield from _live(want, have.live)
+            if not want.mode.has_own_bridge and want.bridge and want.bridge not in links:
+                wrong = f"waits for bridge {want.bridge}: no such link on this host"
+                yield Conflict(network_object(name), wrong)
+    # An empty policy removes nothing: a file that lost its text must not cost every network.
+    if policy.present and policy.networks:
+        for name, network in sorted(libvirt.networks.items()):
+            if name not in policy.networks and network.definition.made_by_vnetd:
+                yield _unexpected(name, libvirt)
+
+
+def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]:
+    """Where a definition is not what the policy says. Keys that the policy leaves out are free."""
+    pairs: list[tuple[str, object, object]] = [("mode", want.libvirts_mode, have.mode)]
+    for key in ("bridge", "mac", "mtu", "stp", "domain"):
+        if getattr(want, key) is not None:
+            pairs.append((key, getattr(want, key), getattr(have, key)))
+    if want.mode.has_own_bridge:
+        pairs += [
+            ("addresses", want.addresses, have.addresses),
+            ("dhcp.ranges", frozenset(want.ranges), frozenset(have.ranges)),
+            ("dhcp.hosts", frozenset(want.hosts), frozenset(have.hosts)),
+        ]
+    return unequal(pairs)
+
+
+def restarted(drift: Iterable[Drift]) -> frozenset[str]:
+    """The networks that the plan stops and starts: with it comes all else that libvirt makes."""
+    return frozenset(
+        item.network for item in drift if isinstance(item, LiveDiffers | BridgeMissing)
+    )
+
+
+def plan(drift: Sequence[Drift], policy: Policy, observed: Observed) -> list[Action]:
+    """Removing first frees names and subnets; a definition must be right before it is started."""
+    actions: list[Action] = []
+    for name in sorted(restarted(drift)):
+        reasons = [
+            str(item)
+            for item in drift
+            if isinstance(item, LiveDiffers | BridgeMissing) and item.network == name
+        ]
+        actions.append(
+            RestartNetwork(
+                objects=(network_object(name),),
+                reason="; ".join(reasons),
+                impact=_restart_impact(name, observed),
+                network=name,
+            )
+        )
+    for item in drift:
+        objects, reason = (item.object,), str(item)
+        match item:
+            case Undefined(network=name) | ConfigDiffers(network=name):
+                definition = policy.networks[name]
+                actions.append(DefineNetwork(objects=objects, reason=reason, policy=definition))
+            case DhcpDiffers(network=name, add=add, remove=remove):
+                actions.append(
+                    UpdateDhcp(
+                        objects=objects,
+                        reason=reason,
+                        impact="new connections wait up to 1 s while libvirt rewrites the "
+                        "network's rules",
+                        network=name,
+                        add=add,
+                        remove=remove,
+                    )
+                )
+            case Stopped(network=name):
+                actions.append(StartNetwork(objects=objects, reason=reason, network=name))
+            case AutostartDiffers(network=name, want=want):
+                actions.append(SetAutostart(objects=objects, reason=reason, network=name, on=want))
+            case Unexpected(network=name):
+                actions.append(RemoveNetwork(objects=objects, reason=reason, network=name))
+            case _:
+                pass
+    return sorted(actions, key=lambda action: _ORDER.index(type(action)))
+
+
+_ORDER: tuple[type[Action], ...] = (
+    RemoveNetwork,
+    DefineNetwork,
+    SetAutostart,
+    UpdateDhcp,
+    RestartNetwork,
+    StartNetwork,
+)
+
+
+def _stopped(
+    want: NetworkPolicy, have: Network, links: Mapping[IfName, Link]
+) -> Stopped | Conflict:
+    bridge = want.bridge or (have.config.bridge if have.config else None)
+    if want.mode.has_own_bridge and bridge in links:
+        # libvirt would fail to start the network, and delete the other bridge while failing.
+        wrong = f"cannot start: a link named {bridge} exists that is not libvirt's"
+        return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
+    return Stopped(want.name)
+
+
+def _live(want: NetworkPolicy, live: Definition) -> Iterator[Drift]:
+    found = differences(want, live)
+    fixed = tuple(item for item in found if item.key not in (*_LIVE_KEYS, *LINK_KEYS))
+    if fixed:
+        yield LiveDiffers(want.name, fixed)
+    elif any(item.key in _LIVE_KEYS for item in found):
+        wanted: set[DhcpRange | DhcpHost] = {*want.ranges, *want.hosts}
+        served: set[DhcpRange | DhcpHost] = {*live.ranges, *live.hosts}
+        add = tuple(sorted(wanted - served, key=str))
+        yield DhcpDiffers(want.name, add, tuple(sorted(served - wanted, key=str)))
+
+
+def _unexpected(name: str, libvirt: Libvirt) -> Unexpected | Conflict:
+    guests = sorted({tap.domain for tap in libvirt.taps if tap.network == name})
+    if not guests:
+        return Unexpected(name)
+    wrong = f"is in no policy any more, but {few(guests)} still uses it"
+    return Conflict(network_object(name), wrong)
+
+
+def _restart_impact(network: str, observed: Observed) -> str:
+    libvirt = observed.libvirt
+    taps = [tap for tap in libvirt.taps if tap.network == network] if libvirt else []
+    if not taps:
+        return "none: no guest is on it"
+    live = libvirt.networks[network].live if libvirt else None
+    gap = "1 s" if live and live.stp is False else "6 s (STP)"
+    guests = ", ".join(sorted({tap.domain for tap in taps}))
+    return f"guests {guests} lose the network for about {gap}"

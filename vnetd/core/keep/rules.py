@@ -1,0 +1,306 @@
+"""libvirt's firewall rules: they stand, once each and in libvirt's order.
+
+Of its iptables backend vnetd puts back what is missing. In the tables of its nftables backend vnetd
+puts copies first, then lets libvirt install its own, and deletes what is too many then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vnetd.core.actions import Action
+from vnetd.core.drift import Conflict, Drift, NetworkDrift
+from vnetd.core.model import (
+    FIREWALL_OBJECT,
+    Chain,
+    Definition,
+    Family,
+    Libvirt,
+    Ruleset,
+    Source,
+    World,
+    network_object,
+)
+from vnetd.core.rules import iptables, nftables, repair
+from vnetd.core.wording import few
+
+
+@dataclass(frozen=True, slots=True)
+class RulesDiffer(NetworkDrift):
+    """One chain, as far as this network needs it: its own rules and the jumps to them."""
+
+    chain: Chain
+    flaws: repair.Flaws
+    source = Source.FIREWALL
+
+    def __str__(self) -> str:
+        return f"{self.chain}: {self.flaws}"
+
+
+class _OfNobody(Drift):
+    __slots__ = ()
+    source = Source.FIREWALL
+
+    @property
+    def object(self) -> str:
+        return FIREWALL_OBJECT
+
+
+@dataclass(frozen=True, slots=True)
+class RulesLost(_OfNobody):
+    """libvirt itself must install them again. Until then vnetd's copies do their work."""
+
+    rules: tuple[tuple[Chain, str], ...]
+
+    def __str__(self) -> str:
+        return "lost by libvirt: " + few([f"{chain} {rule}" for chain, rule in self.rules])
+
+
+@dataclass(frozen=True, slots=True)
+class RulesLeftOver(_OfNobody):
+    """Copies, duplicates, and rules of networks that are gone: nobody else will delete them."""
+
+    rules: tuple[nftables.Surplus, ...]
+
+    def __str__(self) -> str:
+        return "left over: " + few([f"{item.chain} {item.rule}" for item in self.rules])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainEdits:
+    """new: the chain does not exist yet."""
+
+    chain: Chain
+    new: bool
+    edits: tuple[repair.Edit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRules(Action):
+    """All of one family at once: a transaction for each table."""
+
+    family: Family
+    chains: tuple[ChainEdits, ...]
+    quick = True
+
+    def __str__(self) -> str:
+        count = sum(1 for chain in self.chains for edit in chain.edits if edit.position)
+        version = "IPv4" if self.family is Family.IPV4 else "IPv6"
+        return f"restore {count} {version} rules in {len(self.chains)} chains"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditNftables(Action):
+    """For nft -f: one transaction in libvirt's own tables."""
+
+    what: str
+    script: tuple[str, ...]
+    quick = True
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinstallRules(Action):
+    """libvirt deletes the rules of all its networks and installs them again. scaffold: for nft -f,
+    what stands in front of them meanwhile.
+    """
+
+    scaffold: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "let libvirt install the rules of all its networks again"
+
+
+def expected(
+    kept: Sequence[Definition],
+    lost_chains: bool,
+    ruleset: Ruleset,
+    remembered: Ruleset | None,
+) -> dict[Chain, tuple[str, ...]] | None:
+    """All of libvirt's chains as they must be; None where vnetd does not know the firewall.
+
+    The order between networks is history that libvirt does not tell: a ruleset that is right in
+    some order is right. Where it is not, the order that was right last time holds.
+    """
+    if not ruleset.world.is_iptables:
+        return None
+    networks = [live for live in _here(kept, ruleset) if iptables.network_rules(live)]
+    if not networks and not lost_chains:
+        return {}
+    as_seen = iptables.compose(iptables.order(networks, ruleset))
+    if remembered is None or not any(
+        repair.flaws(ruleset.chains.get(chain, ()), rules) for chain, rules in as_seen.items()
+    ):
+        return as_seen
+    return iptables.compose(iptables.order(networks, remembered))
+
+
+def diff(
+    libvirt: Libvirt,
+    kept: Sequence[Definition],
+    ruleset: Ruleset,
+    chains: Mapping[Chain, tuple[str, ...]] | None,
+) -> Iterator[Drift | Conflict]:
+    """chains: as expected() gives them."""
+    yield from _elsewhere(kept, ruleset)
+    if chains is not None:
+        yield from _iptables(_here(kept, ruleset), ruleset, chains)
+    if ruleset.world is World.NFTABLES:
+        yield from _nftables(kept, libvirt, ruleset)
+
+
+def plan(
+    drift: Sequence[Drift],
+    libvirt: Libvirt,
+    ruleset: Ruleset,
+    chains: Mapping[Chain, Sequence[str]] | None,
+    remembered: Mapping[Chain, Sequence[str]],
+) -> Iterator[Action]:
+    """remembered: the chains when they were last right, with others' rules among them."""
+    if chains is not None:
+        yield from _restore(drift, libvirt, ruleset, chains, remembered)
+    if ruleset.world is World.NFTABLES:
+        yield from _reinstall(drift, libvirt, ruleset)
+
+
+def _iptables(
+    kept: Sequence[Definition], ruleset: Ruleset, chains: Mapping[Chain, tuple[str, ...]]
+) -> Iterator[RulesDiffer]:
+    found = {
+        chain: flaws
+        for chain, rules in sorted(chains.items())
+        if (flaws := repair.flaws(ruleset.chains.get(chain, ()), rules))
+    }
+    if not found:
+        return
+    rules = {live.name: own for live in kept if (own := iptables.network_rules(live))}
+    used = {chain for own in rules.values() for chain in own}
+    for name, own in rules.items():
+        for chain, flaws in found.items():
+            if chain in iptables.BUILTIN_CHAINS:
+                # libvirt makes its jumps with the first network; one that leads to an empty chain
+                # is everybody's.
+                targets = iptables.targets(chain)
+                needs = {jump for jump, to in targets.items() if to in own or to not in used}
+            else:
+                needs = set(own.get(chain, ()))
+            if hit := flaws.only(needs):
+                yield RulesDiffer(name, chain, hit)
+
+
+def _nftables(kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset) -> Iterator[Drift]:
+    findings = nftables.examine(_active(libvirt), ruleset)
+    for live in kept:
+        for chain, flaws in sorted(findings.lacking.get(live.name, {}).items()):
+            yield RulesDiffer(live.name, chain, flaws)
+    if lost := nftables.examine(kept, ruleset).lost:
+        yield RulesLost(lost)
+    if findings.surplus:
+        yield RulesLeftOver(findings.surplus)
+
+
+def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
+    for world, chains in ruleset.elsewhere.items():
+        for live in kept:
+            stands_in = nftables.stands_in if world is World.NFTABLES else iptables.stands_in
+            if stands_in(live, chains):
+                moved = _has_moved(live, ruleset)
+                wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
+                left = f"rules of it are left in {world}, where libvirt no longer removes them"
+                yield Conflict(network_object(live.name), wrong if moved else left)
+
+
+def _here(kept: Iterable[Definition], ruleset: Ruleset) -> list[Definition]:
+    return [live for live in kept if not _has_moved(live, ruleset)]
+
+
+def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
+    """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
+    until libvirtd is restarted, neither place is the right one.
+    """
+    if not ruleset.world.is_iptables or iptables.stands_in(live, ruleset.chains):
+        return False
+    others = [chains for world, chains in ruleset.elsewhere.items() if world.is_iptables]
+    return any(iptables.stands_in(live, chains) for chains in others)
+
+
+def _restore(
+    drift: Iterable[Drift],
+    libvirt: Libvirt,
+    ruleset: Ruleset,
+    chains: Mapping[Chain, Sequence[str]],
+    remembered: Mapping[Chain, Sequence[str]],
+) -> Iterator[RestoreRules]:
+    differing = [item for item in drift if isinstance(item, RulesDiffer)]
+    if not differing and not libvirt.lost_chains:
+        return
+    for family in Family:
+        edited = tuple(
+            ChainEdits(
+                chain=chain,
+                new=chain in iptables.PRIVATE_CHAINS and chain not in ruleset.chains,
+                edits=tuple(
+                    repair.edits(ruleset.chains.get(chain, ()), rules, remembered.get(chain, ()))
+                ),
+            )
+            for chain, rules in sorted(chains.items())
+            if chain.family is family
+        )
+        changed = tuple(chain for chain in edited if chain.edits or chain.new)
+        if changed:
+            of_family = [item for item in differing if item.chain.family is family]
+            tables = sorted({chain.chain.table for chain in changed})
+            yield RestoreRules(
+                objects=tuple(sorted({item.object for item in of_family})),
+                reason=f"rules differ in {', '.join(tables)}",
+                family=family,
+                chains=changed,
+            )
+
+
+def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> Iterator[Action]:
+    """First what guests lack, as copies; then libvirt's own; then the copies and all else that is
+    too many goes.
+    """
+    lacking: dict[str, dict[Chain, repair.Flaws]] = {}
+    delete: tuple[nftables.Surplus, ...] = ()
+    reinstall = ""
+    for item in drift:
+        match item:
+            case RulesDiffer(network=network, chain=chain, flaws=flaws):
+                lacking.setdefault(network, {})[chain] = flaws
+            case RulesLeftOver(rules=rules):
+                delete = rules
+            case RulesLost():
+                reinstall = str(item)
+            case _:
+                pass
+    if lacking or libvirt.lost_chains:
+        yield EditNftables(
+            objects=tuple(network_object(network) for network in sorted(lacking)),
+            reason="rules are lacking" if lacking else "libvirt's chains are gone",
+            what="put copies of lacking rules in place",
+            script=nftables.script(
+                _active(libvirt), ruleset, delete=delete, skeleton=True, lacking=lacking
+            ),
+        )
+    elif delete:
+        yield EditNftables(
+            objects=(FIREWALL_OBJECT,),
+            reason=f"libvirt does not delete them in {nftables.TABLE}",
+            what=f"delete {len(delete)} rules that are left over",
+            script=nftables.script((), ruleset, delete=delete, skeleton=False, lacking={}),
+        )
+    elif reinstall:
+        yield ReinstallRules(
+            objects=(FIREWALL_OBJECT,),
+            reason=reinstall,
+            scaffold=nftables.scaffold(_active(libvirt), ruleset),
+        )
+
+
+def _active(libvirt: Libvirt) -> list[Definition]:
+    return [network.live for _, network in sorted(libvirt.networks.items()) if network.live]
