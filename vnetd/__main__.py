@@ -14,32 +14,7 @@ from vnetd.errors import VnetdError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="vnetd", description="Keep libvirt's virtual networks alive."
-    )
-    parser.add_argument("--version", action="version", version=f"vnetd {__version__}")
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        default=DEFAULT_CONFIG,
-        help="the policy; its drop-ins are in FILE.d/ (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--connect",
-        metavar="URI",
-        default="qemu:///system",
-        help="the libvirt to keep (default: %(default)s)",
-    )
-    parser.add_argument("--observe", action="store_true", help="report drift, change nothing")
-    parser.add_argument(
-        "--log-level",
-        metavar="LEVEL",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="debug, info, warning or error (default: %(default)s)",
-    )
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     journal.set_up(arguments.log_level)
 
     from vnetd import daemon  # after argparse: --help must not wait for the libraries
@@ -59,6 +34,35 @@ def main() -> int:
         for error in errors.exceptions:
             print(f"vnetd: {error}", file=sys.stderr)
     return code
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="vnetd", description="Keep libvirt's virtual networks alive."
+    )
+    whole.add_argument("--version", action="version", version=f"vnetd {__version__}")
+    whole.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=DEFAULT_CONFIG,
+        help="the policy; its drop-ins are in FILE.d/ (default: %(default)s)",
+    )
+    whole.add_argument(
+        "--connect",
+        metavar="URI",
+        default="qemu:///system",
+        help="the libvirt to keep (default: %(default)s)",
+    )
+    whole.add_argument("--observe", action="store_true", help="report drift, change nothing")
+    whole.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="debug, info, warning or error (default: %(default)s)",
+    )
+    return whole
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import tomli
+
+from vnetd import __version__
+
 TREE = Path(__file__).parents[2]
 
 
@@ -19,12 +23,29 @@ def test_install_and_remove(tmp_path: Path) -> None:
     assert {
         "usr/bin/vnetd",
         "usr/bin/vnetctl",
-        "usr/lib/vnetd/vnetd/daemon.py",
+        "usr/share/vnetd/vnetd/daemon.py",
         "usr/lib/systemd/system/vnetd.service",
         "usr/share/dbus-1/system.d/org.vnetd1.conf",
         "usr/share/man/man8/vnetd.8",
+        "usr/share/bash-completion/completions/vnetctl",
         "etc/vnetd/vnetd.toml",
     } <= files
     assert not [name for name in files if "/." in name]
     assert install(tmp_path) == files
     assert install(tmp_path, "--remove") == {"etc/vnetd/vnetd.toml"}
+
+
+def test_packages_have_the_version_of_the_program() -> None:
+    assert (TREE / "packaging/deb/changelog").read_text().startswith(f"vnetd ({__version__}) ")
+    assert f"\nVersion:        {__version__}\n" in (TREE / "packaging/rpm/vnetd.spec").read_text()
+
+
+def test_packages_depend_on_the_libraries_of_the_program() -> None:
+    project = tomli.loads((TREE / "pyproject.toml").read_text())["project"]
+    control = (TREE / "packaging/deb/control").read_text()
+    spec = (TREE / "packaging/rpm/vnetd.spec").read_text()
+    for dependency in project["dependencies"]:
+        name, least = dependency.split(">=")
+        package = f"python3-{name.removesuffix('-python')}"
+        assert f" {package} (>= {least}),\n" in control
+        assert f"Requires:       {package} >= {least}\n" in spec

@@ -24,7 +24,7 @@ exit codes:
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -69,16 +69,16 @@ def _run(arguments: argparse.Namespace) -> int:
         return NOT_AUTHORISED if error.name in commands.REFUSED_ERRORS else FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
         prog="vnetctl",
         description="See and steer vnetd, which keeps libvirt's virtual networks alive.",
         epilog=_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"vnetctl {__version__}")
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"vnetctl {__version__}")
+    whole.add_argument("--json", action="store_true", help="print JSON for programs")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, what: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     pause = add("pause", "change nothing for a while")
     pause.add_argument("seconds", type=int, metavar="SECONDS")
     add("resume", "end a pause")
-    return parser
+    return whole
 
 
 def _check(paths: list[Path], *, as_json: bool) -> int:
