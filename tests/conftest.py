@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.hypervisor import Hypervisor
+from tests.lab.machine import Machine
 
 _LAST_LINES = 60
 
@@ -18,7 +18,7 @@ _LAST_LINES = 60
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     box = getattr(item, "funcargs", {}).get("box")
-    if report.failed and isinstance(box, Hypervisor):
+    if report.failed and isinstance(box, Machine):
         for name, log in box.logs().items():
             report.sections.append((name, "\n".join(log.splitlines()[-_LAST_LINES:])))
     return report
