@@ -89,12 +89,17 @@ class FakeHost:
     def stop(self, name: str) -> None:
         network = self.networks[name]
         assert network.live is not None
-        for chain, rules in iptables.network_rules(network.live).items():
+        self.remove_rules(name)
+        self.links.pop(network.live.bridge or "", None)
+        self.networks[name] = replace(network, live=None)
+
+    def remove_rules(self, name: str) -> None:
+        live = self.networks[name].live
+        assert live is not None
+        for chain, rules in iptables.network_rules(live).items():
             for rule in rules:
                 if rule in self.chains.get(chain, []):
                     self.chains[chain].remove(rule)
-        self.links.pop(network.live.bridge or "", None)
-        self.networks[name] = replace(network, live=None)
 
     def flush(self) -> None:
         for rules in self.chains.values():
@@ -102,6 +107,8 @@ class FakeHost:
 
     def apply(self, action: Action) -> None:
         if why := self.fail.get(type(action)):
+            if isinstance(action, UpdateDhcp):
+                self.remove_rules(action.network)  # libvirt begins so, and ends there if it fails
             raise BackendError(why)
         self.applied.append(action)
         match action:

@@ -37,7 +37,8 @@ from vnetd.core.status import Status
 from vnetd.core.why import Answer
 from vnetd.core.wording import few
 from vnetd.errors import BackendError, PolicyError, VnetdError
-from vnetd.reconcile import Clock, Reconciler
+from vnetd.reconcile import Reconciler
+from vnetd.trigger import Clock
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Trigger and Reconciler: observe → diff → plan → apply → verify → publish, one pass at a time.
+"""Reconciler: observe → diff → plan → apply → verify → publish, one pass at a time.
 
 An event only says where to look again. What to do is decided from desired and observed state.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Protocol
 
 from vnetd.backends.base import Backend
@@ -24,6 +23,7 @@ from vnetd.core.policy import Enforcement, Policy
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Circumstances, Status, status
 from vnetd.errors import BackendError, NotConnected
+from vnetd.trigger import Clock, Pokes, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,6 @@ ALL_SOURCES = frozenset(Source)
 # round; a plan that comes out the same again made no progress.
 _MOST_ROUNDS = 5
 _MOST_TRIES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """monotonic: seconds, for waiting and measuring; utcnow: for records."""
-
-    monotonic: Callable[[], float]
-    utcnow: Callable[[], datetime]
 
 
 class Publisher(Protocol):
@@ -51,72 +43,6 @@ class Publisher(Protocol):
 
 
 @dataclass(slots=True)
-class Pokes:
-    """What came in since the last pass. first, writing: monotonic times."""
-
-    first: float
-    sources: set[Source] = field(default_factory=set)
-    reasons: list[str] = field(default_factory=list)
-    causes: dict[Source, Cause] = field(default_factory=dict)
-    writing: float | None = None
-
-
-class Trigger:
-    """Collects pokes: a storm of them costs one pass, not a queue."""
-
-    # libvirt runs one iptables process for each rule, some 10 to 30 ms apart.
-    QUIET = 0.3
-    LONGEST = 5.0
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._pokes: Pokes | None = None
-        self._poked = asyncio.Event()
-
-    def poke(
-        self,
-        *sources: Source,
-        reason: str,
-        cause: Cause | None = None,
-        writing: bool | None = None,
-    ) -> None:
-        now = self._clock.monotonic()
-        if self._pokes is None:
-            self._pokes = Pokes(first=now)
-        self._pokes.sources.update(sources)
-        if reason not in self._pokes.reasons:
-            self._pokes.reasons.append(reason)
-        if cause is not None:
-            self._pokes.causes.update(dict.fromkeys(sources, cause))
-        if writing is not None:
-            self._pokes.writing = now if writing else None
-        self._poked.set()
-
-    async def wait(self, seconds: float) -> Pokes | None:
-        """The pokes so far, after the writer has settled; None if there were none in time."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._poked.wait()
-        except TimeoutError:
-            return None
-        while True:
-            left = self._unsettled()
-            if left <= 0:
-                break
-            await asyncio.sleep(left)
-        pokes, self._pokes = self._pokes, None
-        self._poked.clear()
-        return pokes
-
-    def _unsettled(self) -> float:
-        pokes = self._pokes
-        if pokes is None or pokes.writing is None:
-            return 0.0
-        until = min(pokes.writing + self.QUIET, pokes.first + self.LONGEST)
-        return until - self._clock.monotonic()
-
-
-@dataclass(slots=True)
 class _Incident:
     """Drift of one object within one pass."""
 
@@ -124,6 +50,9 @@ class _Incident:
     cause: Cause | None
     actions: list[str] = field(default_factory=list)
     error: str = ""
+    tried: set[Source] = field(default_factory=set)
+    failed: set[Source] = field(default_factory=set)
+    """Systems whose actions were tried for it, and those of them that refused one."""
     ended: float | None = None
     """When it was first seen to be right again, until it is not."""
 
@@ -143,7 +72,8 @@ class Reconciler:
         self._paused_until = 0.0
         self._troubles: dict[str, tuple[str, ...]] = {}
         self._unread: dict[Source, Failure] = {}
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[tuple[str, Source], Failure] = {}
+        """By object, and system that its action is for: the others go on."""
         self._fights: dict[str, Fight] = {}
         self._contested: dict[str, str] = {}
         self._drifting: set[str] = set()
@@ -223,11 +153,11 @@ class Reconciler:
         failed: Counter[Action] = Counter()
         self._contested = {}
         await self._observe(pokes.sources)
-        found, actions = self._think()
+        found, planned = self._think()
         tried: tuple[Action, ...] = ()
         for _ in range(_MOST_ROUNDS):
             self._note(found, pokes, incidents)
-            actions = tuple(x for x in actions if failed[x] < _MOST_TRIES and self._may(x))
+            actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
             if not actions or actions == tried or self._stopping.is_set():
                 break
             if not all(action.quick for action in actions):
@@ -236,10 +166,10 @@ class Reconciler:
             self._announce(incidents)
             await self._observe(self._touched(actions))
             tried = actions
-            found, actions = self._think()
+            found, planned = self._think()
             self._mark_ended(found, incidents)
         self._announce(incidents)
-        self._conclude(found, incidents, pokes.first)
+        self._conclude(found, planned, incidents, pokes.first)
         return self._publish(found, healing=False)
 
     async def _observe(self, sources: Iterable[Source]) -> None:
@@ -304,10 +234,10 @@ class Reconciler:
     def _may(self, action: Action) -> bool:
         if self._observing or self._paused or self._backend(action).source in self._unread:
             return False
-        now = self._clock.monotonic()
+        now, source = self._clock.monotonic(), self._backend(action).source
 
         def waits(object_: str) -> bool:
-            failure, fight = self._failures.get(object_), self._fights.get(object_)
+            failure, fight = self._failures.get((object_, source)), self._fights.get(object_)
             return bool(
                 (failure and now < failure.not_before) or (fight and now < fight.not_before)
             )
@@ -326,17 +256,20 @@ class Reconciler:
             if self._stopping.is_set():
                 break
             of_action = [incidents[o] for o in action.objects if o in incidents]
+            backend = self._backend(action)
             log.info("%s (%s)", str(action), action.reason)
             try:
-                await self._backend(action).apply(action)
+                await backend.apply(action)
             except BackendError as error:
                 log.warning("%s: %s", str(action), error)
                 failed.append(action)
                 for incident in of_action:
                     incident.error = str(error)
+                    incident.failed.add(backend.source)
             else:
                 for incident in of_action:
                     incident.actions.append(str(action))
+                    incident.tried.add(backend.source)
         return failed
 
     def _mark_ended(self, found: Diff, incidents: Mapping[str, _Incident]) -> None:
@@ -353,27 +286,36 @@ class Reconciler:
         touched = {self._backend(action).source for action in actions}
         return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
 
-    def _conclude(self, found: Diff, incidents: Mapping[str, _Incident], notice: float) -> None:
+    def _conclude(
+        self,
+        found: Diff,
+        planned: Iterable[Action],
+        incidents: Mapping[str, _Incident],
+        notice: float,
+    ) -> None:
+        """planned: what would have to be done now."""
         now = self._clock.monotonic()
         ms = round((now - notice) * 1000)
         left = _by_object(found.drift)
         for object_, incident in incidents.items():
             if object_ not in left:
                 self._drifting.discard(object_)
-                self._failures.pop(object_, None)
                 if incident.actions:
                     self._fights[object_].healed(now)
                     took = round(((incident.ended or now) - notice) * 1000)
                     self._record(object_, incident, Outcome.REPAIRED, took)
             elif incident.actions or incident.error:
                 why = incident.error or "the repair did not hold"
-                failure = self._failures.setdefault(object_, Failure(""))
-                if failure.why != why:
+                # What was done well may have been undone by what failed behind it.
+                keys = [(object_, source) for source in incident.failed or incident.tried]
+                failures = [self._failures.setdefault(key, Failure("")) for key in keys]
+                if all(failure.why != why for failure in failures):
                     self._record(object_, incident, Outcome.FAILED, ms, why)
-                failure.again(why, now)
-        for object_ in self._drifting - set(left):
-            self._drifting.discard(object_)
-            self._failures.pop(object_, None)
+                for failure in failures:
+                    failure.again(why, now)
+        self._drifting &= set(left)
+        due = {(object_, self._backend(x).source) for x in planned for object_ in x.objects}
+        self._failures = {key: it for key, it in self._failures.items() if key in due}
         for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):
             incident = _Incident((conflict.text,), conflict.cause)
             self._record(conflict.object, incident, Outcome.CONFLICT, ms)
@@ -398,7 +340,7 @@ class Reconciler:
         now = Circumstances(
             paused=self._paused,
             healing=healing,
-            failures={object_: failure.why for object_, failure in self._failures.items()},
+            failures={object_: failure.why for (object_, _), failure in self._failures.items()},
             fights=self._contested,
             troubles=[text for texts in self._troubles.values() for text in texts] + unread,
         )

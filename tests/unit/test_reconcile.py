@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 import pytest
 
@@ -16,12 +19,13 @@ from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core.actions import Action
-from vnetd.core.keep.networks import StartNetwork
+from vnetd.core.keep.networks import StartNetwork, UpdateDhcp
 from vnetd.core.keep.rules import RestoreRules
-from vnetd.core.model import Cause, Source, State
+from vnetd.core.model import Cause, DhcpHost, Source, State
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
-from vnetd.reconcile import Clock, Pokes, Reconciler, Trigger
+from vnetd.reconcile import Reconciler
+from vnetd.trigger import Clock, Pokes, Trigger
 
 CULPRIT = Cause("iptables", 4711)
 
@@ -99,7 +103,7 @@ async def test_a_failing_repair_is_recorded_once_and_tried_ever_more_slowly(w: W
     for _ in range(40):
         seen = len(w.published.records)
         assert await w.look() is State.DEGRADED
-        tries.append(w.reconciler._failures["network/a"].attempts)
+        tries.append(w.reconciler._failures["network/a", Source.LIBVIRT].attempts)
         assert len(w.published.records) == (1 if seen == 0 else seen)
         w.now += 1
     assert tries[-1] <= 7
@@ -119,6 +123,23 @@ async def test_one_failure_does_not_stop_the_others(w: World) -> None:
     await w.look()
     outcomes = {record.object: record.outcome for record in w.published.records}
     assert outcomes == {"network/a": Outcome.FAILED, "network/b": Outcome.REPAIRED}
+
+
+@world
+async def test_what_fails_holds_up_nothing_else_of_its_network(w: World) -> None:
+    good = {chain: Counter(rules) for chain, rules in w.host.chains.items()}
+    host = DhcpHost(ip_address("10.0.0.9"), mac="52:54:00:00:00:09")
+    networks = {"a": replace(nat("a", 0), hosts=(host,)), "b": nat("b", 1)}
+    w.reconciler.policy = Policy(networks=networks)
+    w.host.fail[UpdateDhcp] = "No chain/target/match by that name."
+    for _ in range(3):
+        await w.look()
+        w.host.remove_rules("a")
+        await w.look(Source.FIREWALL)
+        assert {chain: Counter(rules) for chain, rules in w.host.chains.items()} == good
+        w.now += 10
+    outcomes = {(record.object, record.outcome) for record in w.published.records}
+    assert ("network/a", Outcome.FAILED) in outcomes
 
 
 @world

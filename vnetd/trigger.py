@@ -1,0 +1,84 @@
+"""Trigger: when to look again, and where. Told by whoever watches a system."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from vnetd.core.model import Cause, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """monotonic: seconds, for waiting and measuring; utcnow: for records."""
+
+    monotonic: Callable[[], float]
+    utcnow: Callable[[], datetime]
+
+
+@dataclass(slots=True)
+class Pokes:
+    """What came in since the last pass. first, writing: monotonic times."""
+
+    first: float
+    sources: set[Source] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+    causes: dict[Source, Cause] = field(default_factory=dict)
+    writing: float | None = None
+
+
+class Trigger:
+    """Collects pokes: a storm of them costs one pass, not a queue."""
+
+    # libvirt runs one iptables process for each rule, some 10 to 30 ms apart.
+    QUIET = 0.3
+    LONGEST = 5.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pokes: Pokes | None = None
+        self._poked = asyncio.Event()
+
+    def poke(
+        self,
+        *sources: Source,
+        reason: str,
+        cause: Cause | None = None,
+        writing: bool | None = None,
+    ) -> None:
+        now = self._clock.monotonic()
+        if self._pokes is None:
+            self._pokes = Pokes(first=now)
+        self._pokes.sources.update(sources)
+        if reason not in self._pokes.reasons:
+            self._pokes.reasons.append(reason)
+        if cause is not None:
+            self._pokes.causes.update(dict.fromkeys(sources, cause))
+        if writing is not None:
+            self._pokes.writing = now if writing else None
+        self._poked.set()
+
+    async def wait(self, seconds: float) -> Pokes | None:
+        """The pokes so far, after the writer has settled; None if there were none in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._poked.wait()
+        except TimeoutError:
+            return None
+        while True:
+            left = self._unsettled()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        pokes, self._pokes = self._pokes, None
+        self._poked.clear()
+        return pokes
+
+    def _unsettled(self) -> float:
+        pokes = self._pokes
+        if pokes is None or pokes.writing is None:
+            return 0.0
+        until = min(pokes.writing + self.QUIET, pokes.first + self.LONGEST)
+        return until - self._clock.monotonic()
