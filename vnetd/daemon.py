@@ -82,10 +82,11 @@ class _Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._libvirtd = Libvirtd(options.connect)
         self._backends = (
-            Libvirtd(options.connect),
+            self._libvirtd,
             Links(),
-            Firewall(_say_firewalld_reloaded),
+            Firewall(self._ask_for_rules),
             Filters(),
             self._guard(),
             Sysctls(),
@@ -240,6 +241,16 @@ class _Daemon:
             log.info("policy: %d networks from %d files", len(policy.networks), len(texts))
             self._reconciler.load(policy)
 
+    async def _ask_for_rules(self, pid: int) -> None:
+        """firewalld's word of a reload. Others would act on it too: it goes to libvirt alone."""
+        path, interface = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1"
+        try:
+            await sysbus.signal_process(pid, path, interface, "Reloaded")
+        except (sysbus.BusError, sysbus.RemoteError) as error:
+            wrong = f"libvirt cannot be told to install its rules again: {error}"
+            raise BackendError(wrong) from error
+        self._libvirtd.expect_chains()
+
     def _open_history(self) -> History:
         path = self._options.state / "history.sqlite"
         try:
@@ -287,15 +298,6 @@ class _Daemon:
             if since is None or time.monotonic() - since < _LONGEST_PASS_SECONDS:
                 systemd.notify("WATCHDOG=1")
             await asyncio.sleep(usec / 2e6)
-
-
-async def _say_firewalld_reloaded(pid: int) -> None:
-    """What makes libvirt install its rules anew. Others would act on it too: it is for libvirt."""
-    interface = "org.fedoraproject.FirewallD1"
-    try:
-        await sysbus.signal_process(pid, "/org/fedoraproject/FirewallD1", interface, "Reloaded")
-    except (sysbus.BusError, sysbus.RemoteError) as error:
-        raise BackendError(f"libvirt cannot be told to install its rules again: {error}") from error
 
 
 def _lock(runtime: Path) -> int:

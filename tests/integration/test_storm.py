@@ -23,6 +23,8 @@ FLUSH = {
     "nftables": "nft flush ruleset",
 }
 
+TOOL = {"iptables": "iptables", "legacy": "iptables", "nftables": "nft"}
+
 
 @pytest.fixture(params=FLUSH, scope="module")
 def world(request: pytest.FixtureRequest) -> str:
@@ -50,6 +52,27 @@ def rules(box: Hypervisor) -> Counter[str]:
 def host(number: int) -> str:
     mac = f"52:54:00:00:02:{number:02x}"
     return f"<host mac='{mac}' name='storm{number}' ip='10.77.0.{30 + number}'/>"
+
+
+def test_libvirt_that_failed_to_make_its_chains_makes_them_when_told(
+    box: Hypervisor, world: str
+) -> None:
+    """Somebody flushed, or held the lock, while libvirtd started: it would refuse for ever."""
+    good = rules(box)
+    box.kill("libvirtd")
+    tool = box.run("sh", "-c", f"command -v {TOOL[world]}").strip()
+    box.sh(f"mv {tool} /run/box/tool; printf '#!/bin/sh\\nexit 4\\n' >{tool}; chmod +x {tool}")
+    box.start_libvirtd()
+    box.sh(f"mv /run/box/tool {tool}")
+    box.write("/etc/vnetd/vnetd.toml", FIVE_NETWORKS.replace('"10.77.0.20"', '"10.77.0.21"'))
+    box.wait_until(lambda: "10.77.0.21" in box.run("virsh", "net-dumpxml", "lab"), seconds=60)
+    box.wait_until(lambda: box.state() == "converged", seconds=60, what="converged")
+    box.wait_until(lambda: rules(box) == good)
+    mended = [record for record in box.history() if "failed to make its chains" in str(record)]
+    assert [record["outcome"] for record in mended] == ["repaired"]
+    box.write("/etc/vnetd/vnetd.toml", FIVE_NETWORKS)
+    box.wait_until(lambda: "10.77.0.20" in box.run("virsh", "net-dumpxml", "lab"))
+    box.wait_for_state("converged")
 
 
 @pytest.mark.timeout(SECONDS + 300)  # vnetd takes it for a fight, and waits up to a minute

@@ -93,7 +93,8 @@ class Firewall:
             case EditNftables(script=script):
                 await self._write(nftables.edit(script))
             case ReinstallRules(scaffold=scaffold):
-                await self._write(nftables.edit(scaffold))
+                if scaffold:
+                    await self._write(nftables.edit(scaffold))
                 await self._reinstall()
             case _:
                 raise AssertionError(action)
@@ -108,18 +109,23 @@ class Firewall:
             self._writing = False
 
     async def _reinstall(self) -> None:
-        """Returns when libvirt has written what it writes."""
+        """Returns when libvirt has written what it writes, which iptables-legacy tells nobody."""
         daemon = process.libvirt()
         if daemon is None:
             raise BackendError("libvirt cannot be told to install its rules again: no pid file")
+        in_legacy = self._world is World.IPTABLES_LEGACY
+        before = legacy.fingerprint() if in_legacy else b""
         self._libvirt_wrote.clear()
         await self._ask_for_rules(daemon.pid)
         try:
             async with asyncio.timeout(_HEARS_SECONDS):
-                await self._libvirt_wrote.wait()
+                await (legacy.changed(before) if in_legacy else self._libvirt_wrote.wait())
             async with asyncio.timeout(_REINSTALLS_SECONDS):
-                while await self._writes_on():
-                    pass
+                if in_legacy:
+                    await legacy.settled()
+                else:
+                    while await self._writes_on():
+                        pass
         except TimeoutError:
             raise BackendError(f"{daemon} does not install its rules again") from None
 

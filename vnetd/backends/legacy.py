@@ -19,6 +19,8 @@ from vnetd.errors import BackendError
 INTERVAL_SECONDS = 0.8
 # libvirt writes rule by rule; whoever writes is let finish, as far as it does not take for ever.
 _SETTLE_SECONDS, _MOST_SETTLES = 0.2, 10
+# Each rule that libvirt deletes or inserts stands for some 10 ms at least.
+_POLL_SECONDS = 0.01
 
 # linux/netfilter_ipv4/ip_tables.h, and the same numbers in ip6_tables.h
 _GET_INFO, _GET_ENTRIES = 64, 65
@@ -55,6 +57,11 @@ def fingerprint() -> bytes:
                 digest.update(name.encode() + b"\0")
                 digest.update(_entries(asked.fileno(), level, name, next_offset, counters))
     return digest.digest()
+
+
+async def changed(before: bytes) -> None:
+    while fingerprint() == before:  # noqa: ASYNC110 - there is nothing to wait for
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def settled() -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,6 +61,10 @@ _DIRECTORIES = tuple(
 _TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.SYSCTLS, Source.DNSMASQ)
 _LEASES = Path("/var/lib/libvirt/dnsmasq")
 _CHAINS_LOST = "No chain/target/match by that name"
+# Of the command that failed: a rule of a network never jumps to libvirt's chains, nor makes one.
+_CHAINS_FAILED = re.compile(
+    r"--(new-chain|insert \w+ --jump) LIBVIRT_|--list-rules|nft .*(add (table|chain)|jump guest_)"
+)
 
 
 class Libvirtd:
@@ -84,6 +89,7 @@ class Libvirtd:
         self._closed = asyncio.Event()
         self._one_call = asyncio.Lock()
         self._lost_chains = False
+        self._chains_failed = False
         self._followed: frozenset[str] = frozenset()
 
     async def observe(self, observed: Observed) -> Observed:
@@ -91,8 +97,17 @@ class Libvirtd:
         connection = self._connected()
         self._followed = observed.followed
         seen = await self._call(lambda: calls.read(connection, self._followed), "reading networks")
-        seen = replace(seen, session=self._session, lost_chains=self._lost_chains)
+        seen = replace(
+            seen,
+            session=self._session,
+            lost_chains=self._lost_chains,
+            chains_failed=self._chains_failed,
+        )
         return replace(observed, libvirt=seen)
+
+    def expect_chains(self) -> None:
+        """It has been told to make them again."""
+        self._chains_failed = False
 
     async def apply(self, action: Action) -> None:
         connection = self._connected()
@@ -168,7 +183,7 @@ class Libvirtd:
             raise NotConnected(error.get_error_message() or str(error)) from error
         self._connection = connection
         self._session += 1
-        self._lost_chains = False
+        self._lost_chains = self._chains_failed = False
         return events
 
     async def _serve(self, poke: Poke) -> None:
@@ -218,7 +233,12 @@ class Libvirtd:
                 raise BackendError(f"{what}: {error.get_error_message()}") from error
 
     async def _change(self, work: Callable[[], object], network: str) -> None:
-        await self._call(work, f"network {network}")
+        try:
+            await self._call(work, f"network {network}")
+        except BackendError as error:
+            if _CHAINS_FAILED.search(str(error)):
+                self._chains_failed = True
+            raise
 
     async def _start(self, work: Callable[[], object], network: str) -> None:
         try:

@@ -171,6 +171,8 @@ class Libvirt:
     """Of the networks in Observed.followed, the newest of each first."""
     lost_chains: bool = False
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
+    chains_failed: bool = False
+    """libvirt could not make its chains in the first place, and fails ever since."""
 
 
 class PortState(IntEnum):

@@ -67,6 +67,16 @@ class RulesLeftOver(_OfNobody):
         return "left over: " + few([f"{item.chain} {item.rule}" for item in self.rules])
 
 
+@dataclass(frozen=True, slots=True)
+class ChainsFailed(_OfNobody):
+    """libvirt tries once per process, and keeps the error for all that follows (errInitV4 in its
+    bridge_driver_linux.c). Somebody who flushes while libvirtd starts is enough.
+    """
+
+    def __str__(self) -> str:
+        return "libvirt failed to make its chains, and starts or updates no network since"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainEdits:
     """new: the chain does not exist yet."""
@@ -108,7 +118,7 @@ class ReinstallRules(Action):
     what stands in front of them meanwhile.
     """
 
-    scaffold: tuple[str, ...]
+    scaffold: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "let libvirt install the rules of all its networks again"
@@ -146,6 +156,8 @@ def diff(
 ) -> Iterator[Drift | Conflict]:
     """chains: as expected() gives them."""
     yield from _elsewhere(kept, ruleset)
+    if libvirt.chains_failed:
+        yield ChainsFailed()
     if chains is not None:
         yield from _iptables(_here(kept, ruleset), ruleset, chains)
     if ruleset.world is World.NFTABLES:
@@ -162,6 +174,10 @@ def plan(
     """remembered: the chains when they were last right, with others' rules among them."""
     if chains is not None:
         yield from _restore(drift, libvirt, ruleset, chains, remembered)
+        # Told to install its rules again, libvirt makes its chains as well: which now are there.
+        for item in drift:
+            if isinstance(item, ChainsFailed):
+                yield ReinstallRules(objects=(item.object,), reason=str(item))
     if ruleset.world is World.NFTABLES:
         yield from _reinstall(drift, libvirt, ruleset)
 
@@ -274,7 +290,7 @@ def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> It
                 lacking.setdefault(network, {})[chain] = flaws
             case RulesLeftOver(rules=rules):
                 delete = rules
-            case RulesLost():
+            case RulesLost() | ChainsFailed():
                 reinstall = str(item)
             case _:
                 pass
