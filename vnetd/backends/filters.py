@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vnetd.backends import iptables_rules, netlink, nft_json, process
+from vnetd.backends import iptables, iptables_rules, legacy, netlink, nft_json, process
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
 from vnetd.core.keep.coexist import SetAccepts, SetZone
@@ -28,10 +28,6 @@ _REST = 9
 
 _IPTABLES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
-_LEGACY_TABLES = {
-    Family.IPV4: Path("/proc/net/ip_tables_names"),
-    Family.IPV6: Path("/proc/net/ip6_tables_names"),
-}
 _BRIDGED = {
     Family.IPV4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
     Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
@@ -189,8 +185,8 @@ async def _read() -> dict[Place, FilterChain]:
             shown = iptables_rules.tables(text)
             chains = {p: c for p, c in chains.items() if not _in(p, family, shown)}
             chains |= iptables_rules.parse(text, family, Tool.IPTABLES)
-        if _text(_LEGACY_TABLES[family]):
-            text = await process.run([f"{prefix}-legacy-save"])
+        if legacy.tables(family) and legacy.may_read():
+            text = await iptables.save_legacy(family)
             chains |= iptables_rules.parse(text, family, Tool.LEGACY)
     return chains
 

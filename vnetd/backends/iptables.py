@@ -35,11 +35,23 @@ async def variant() -> World:
 
 async def read(world: World, families: Iterable[Family]) -> dict[Family, Chains]:
     wanted = tuple(families)
-    texts = await asyncio.gather(*(process.run([_tool(world, f, "save")]) for f in wanted))
+    save = save_legacy if world is World.IPTABLES_LEGACY else _save
+    texts = await asyncio.gather(*(save(family) for family in wanted))
     return {
         family: iptables_save.parse(text, family)
         for family, text in zip(wanted, texts, strict=True)
     }
+
+
+async def _save(family: Family) -> str:
+    return await process.run([_tool(World.IPTABLES_NFT, family, "save")])
+
+
+async def save_legacy(family: Family) -> str:
+    """Table by table: to list them all itself, the tool would have to be root's."""
+    save = _tool(World.IPTABLES_LEGACY, family, "save")
+    texts = (process.run([save, "-t", table]) for table in legacy.tables(family))
+    return "".join(await asyncio.gather(*texts))
 
 
 async def read_others(world: World) -> dict[World, Chains]:
@@ -47,7 +59,7 @@ async def read_others(world: World) -> dict[World, Chains]:
     others: list[World] = []
     if world is not World.IPTABLES_NFT:
         others.append(World.IPTABLES_NFT)
-    if world is not World.IPTABLES_LEGACY and legacy.tables():
+    if world is not World.IPTABLES_LEGACY and any(legacy.tables(family) for family in Family):
         others.append(World.IPTABLES_LEGACY)
     found: dict[World, Chains] = {}
     for other in others:

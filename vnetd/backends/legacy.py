@@ -9,10 +9,12 @@ import ctypes
 import errno
 import hashlib
 import os
+import shutil
 import socket
 import struct
 from pathlib import Path
 
+from vnetd.core.model import Family
 from vnetd.errors import BackendError
 
 # With the settling together: a change that is complete is noticed within a second.
@@ -28,18 +30,45 @@ _INFO = struct.Struct("=32s13I")
 _HEADER_SIZE = 40
 _NAME_SIZE = 32
 
-# address family, level, list of tables, offsets in struct ipt_entry and ip6t_entry of next_offset
-# and of the two counters
-_FAMILIES = (
-    (socket.AF_INET, socket.IPPROTO_IP, "/proc/net/ip_tables_names", 90, 96),
-    (socket.AF_INET6, socket.IPPROTO_IPV6, "/proc/net/ip6_tables_names", 142, 152),
-)
+# address family, level, offsets in struct ipt_entry and ip6t_entry of next_offset and of the two
+# counters
+_FAMILIES = {
+    Family.IPV4: (socket.AF_INET, socket.IPPROTO_IP, 90, 96),
+    Family.IPV6: (socket.AF_INET6, socket.IPPROTO_IPV6, 142, 152),
+}
+_NAMES = {
+    Family.IPV4: Path("/proc/net/ip_tables_names"),
+    Family.IPV6: Path("/proc/net/ip6_tables_names"),
+}
+_MODULES = {Family.IPV4: "iptable", Family.IPV6: "ip6table"}
+_ALL_TABLES = ("filter", "mangle", "nat", "raw", "security")
+_LIBVIRTS_TABLES = ["filter", "mangle", "nat"]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def tables() -> bool:
-    """Some legacy table exists in this network namespace; asking for one would make it."""
-    return any(_names(path) for _, _, path, _, _ in _FAMILIES)
+def tables(family: Family) -> list[str]:
+    """Those that exist in this network namespace; asking for another would make it.
+
+    Only root may read their names. To others a loaded module is a table, and where iptables itself
+    is the legacy one, so are those that libvirt writes to.
+    """
+    try:
+        return sorted(_NAMES[family].read_text().split())
+    except PermissionError:
+        loaded = Path("/sys/module")
+        found = [t for t in _ALL_TABLES if (loaded / f"{_MODULES[family]}_{t}").is_dir()]
+        return found or (_LIBVIRTS_TABLES if _is_default() else [])
+    except OSError:
+        return []  # a kernel without it
+
+
+def may_read() -> bool:
+    """Whether vnetd's sandbox lets it ask for tables: systemd/iptables-legacy.conf does."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).close()
+    except OSError:
+        return False
+    return True
 
 
 def fingerprint() -> bytes:
@@ -48,11 +77,11 @@ def fingerprint() -> bytes:
     Raises BackendError, where vnetd may not ask.
     """
     digest = hashlib.blake2b()
-    for family, level, path, next_offset, counters in _FAMILIES:
-        names = _names(path)
+    for family, (address_family, level, next_offset, counters) in _FAMILIES.items():
+        names = tables(family)
         if not names:
             continue
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+        with _socket(address_family) as asked:
             for name in names:
                 digest.update(name.encode() + b"\0")
                 digest.update(_entries(asked.fileno(), level, name, next_offset, counters))
@@ -75,11 +104,16 @@ async def settled() -> bytes:
     return now
 
 
-def _names(path: str) -> list[str]:
+def _is_default() -> bool:
+    return "legacy" in os.path.realpath(shutil.which("iptables") or "")
+
+
+def _socket(address_family: int) -> socket.socket:
     try:
-        return sorted(Path(path).read_text().split())
-    except OSError:
-        return []  # a kernel without it
+        return socket.socket(address_family, socket.SOCK_DGRAM)
+    except OSError as error:
+        hint = "vnetd's unit needs the drop-in iptables-legacy.conf, see vnetd(8)"
+        raise BackendError(f"iptables-legacy: {error.strerror}; {hint}") from error
 
 
 def _entries(fd: int, level: int, table: str, next_offset: int, counters: int) -> bytes:
