@@ -216,7 +216,7 @@ async def _detect(libvirt: Libvirt | None) -> tuple[World, dict[World, Chains]]:
     version = tuple(int(part) for part in libvirt.version.split(".")[:2]) if libvirt else (0,)
     if version < _NFTABLES_SINCE:
         return await iptables.variant(), {}
-    backend, _ = nftables.recorded()
+    backend, _ = await nftables.recorded()
     chains = (await nftables.read(settled=True)).chains
     if backend is None and nftables.has_rules(chains):
         backend = "nftables"

@@ -7,12 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnetd.backends import nft_list, process
+from vnetd.backends import nft_list, process, status_files
 from vnetd.core.model import Chain, Chains, Family, Ruleset, World
 from vnetd.core.rules.nftables import CHAINS, TABLE
 from vnetd.errors import BackendError
 
-_STATUS_FILES = Path("/run/libvirt/network")
 _CONFIGURATION = Path("/etc/libvirt/network.conf")
 
 
@@ -25,7 +24,7 @@ async def read(*, settled: bool) -> Ruleset:
         rules |= of_family[0]
         handles |= of_family[1]
     return Ruleset(
-        World.NFTABLES, rules, handles=handles, remembered=recorded()[1], settled=settled
+        World.NFTABLES, rules, handles=handles, remembered=(await recorded())[1], settled=settled
     )
 
 
@@ -37,16 +36,15 @@ async def edit(script: Sequence[str]) -> None:
     await process.run(["nft", "-f", "-"], "".join(f"{line}\n" for line in script))
 
 
-def recorded() -> tuple[str | None, frozenset[tuple[Chain, int]]]:
+async def recorded() -> tuple[str | None, frozenset[tuple[Chain, int]]]:
     """libvirt's backend as it wrote it down last, and the handles that it will delete."""
     backend, newest = None, 0
     handles: set[tuple[Chain, int]] = set()
-    for path in _STATUS_FILES.glob("*.xml"):
+    for written, text in await status_files.read():
         try:
-            written = path.stat().st_mtime_ns
-            said, of_network = nft_list.parse_removal(path.read_text())
-        except (OSError, BackendError):
-            continue  # gone, or just being written
+            said, of_network = nft_list.parse_removal(text)
+        except BackendError:
+            continue  # just being written
         handles |= of_network
         if said is not None and written >= newest:
             backend, newest = said, written
