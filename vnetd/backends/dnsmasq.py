@@ -16,7 +16,7 @@ from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
 from vnetd.core.model import Observed, Source
 
-_PID_FILES = Path("/run/libvirt/network")
+PID_FILES = Path("/run/libvirt/network")
 
 
 class Dnsmasq:
@@ -29,6 +29,8 @@ class Dnsmasq:
         self._poke: Poke | None = None
 
     async def observe(self, observed: Observed) -> Observed:
+        if not os.access(PID_FILES, os.X_OK):
+            return replace(observed, dnsmasq=None)  # "cannot tell" is not "dead"
         networks = observed.libvirt.networks if observed.libvirt else {}
         alive = {name: pid for name in networks if (pid := _pid(name)) is not None}
         self._follow(alive)
@@ -74,7 +76,7 @@ class Dnsmasq:
 def _pid(network: str) -> int | None:
     """libvirt leaves the file behind when it stops a network: another process may have the pid."""
     try:
-        pid = int((_PID_FILES / f"{network}.pid").read_text())
+        pid = int((PID_FILES / f"{network}.pid").read_text())
     except (OSError, ValueError):
         return None
     return pid if process.name_of(pid) == "dnsmasq" else None

@@ -33,13 +33,14 @@ def read_policy(main: Path) -> list[PolicyText]:
     Raises PolicyError for files that cannot be read or must not be trusted.
     """
     directory = drop_ins(main)
-    paths = [main] if main.exists() else []
+    paths = []
     try:
+        paths += [main] if main.exists() else []
         paths += sorted(path for path in directory.iterdir() if path.suffix == ".toml")
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise _unreadable(directory, error) from error
+        raise _unreadable(Path(error.filename or directory), error) from error
     return [read_text(path) for path in paths]
 
 
@@ -61,8 +62,12 @@ def read_text(path: Path) -> PolicyText:
         raise _refused(path, "is not UTF-8 text", "save it as UTF-8", line) from error
 
 
+def is_watchable(directory: Path) -> bool:
+    return os.access(directory, os.R_OK | os.X_OK) and directory.is_dir()
+
+
 class DirectoryWatch:
-    """Changes of the files in directories, those that exist.
+    """Changes of the files in directories, those that exist and may be read.
 
     A file counts when it has been written, not while: its creation alone says nothing. created:
     a new name counts too, for symbolic links, which nobody ever writes to.
@@ -78,7 +83,7 @@ class DirectoryWatch:
         self._inotify.bind()
         os.set_inheritable(self._inotify.fd, False)
         for path in paths:
-            if path.is_dir():
+            if is_watchable(path):
                 self._inotify.register_path(str(path), _FINISHED | _CREATE)
 
     async def changed(self) -> None:
