@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -36,7 +35,8 @@ from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer
 from vnetd.core.wording import few
-from vnetd.errors import BackendError, PolicyError, VnetdError
+from vnetd.errors import BackendError, PolicyError
+from vnetd.instance import Instance
 from vnetd.reconcile import Reconciler
 from vnetd.trigger import Clock
 
@@ -70,11 +70,13 @@ class Options:
 
 async def run(options: Options) -> None:
     """Until SIGTERM or SIGINT. Raises VnetdError where it cannot start."""
-    lock = _lock(options.runtime)
-    try:
+    with Instance(options.runtime) as instance:
+        if "NOTIFY_SOCKET" in os.environ and (delay := instance.delay()):
+            log.warning("vnetd came to an end too often: it starts in %.0f s", delay)
+            systemd.notify(f"STATUS=came to an end too often, waits {delay:.0f} s")
+            await asyncio.sleep(delay)
         await _Daemon(options).run()
-    finally:
-        os.close(lock)
+        instance.ended_well()
 
 
 class _Daemon:
@@ -298,19 +300,3 @@ class _Daemon:
             if since is None or time.monotonic() - since < _LONGEST_PASS_SECONDS:
                 systemd.notify("WATCHDOG=1")
             await asyncio.sleep(usec / 2e6)
-
-
-def _lock(runtime: Path) -> int:
-    """One vnetd to a host: two would undo each other's repairs. The lock is the open file's."""
-    try:
-        runtime.mkdir(parents=True, exist_ok=True)
-        lock = os.open(runtime / "vnetd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        wrong = f"{runtime}: {error.strerror}; vnetd needs it as its runtime directory"
-        raise VnetdError(wrong) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise VnetdError("vnetd is already running on this host") from None
-    return lock

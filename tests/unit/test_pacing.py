@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from vnetd.core.pacing import Failure, Fight, backoff
+from vnetd.core.pacing import Failure, Fight, Lives, backoff
 
 
 def test_backoff_grows_to_a_minute() -> None:
@@ -14,6 +14,16 @@ def test_failures_wait_longer_each_time() -> None:
     failure.again("no", 100)
     failure.again("no", 101)
     assert (failure.attempts, failure.not_before) == (2, 103)
+
+
+def test_who_comes_to_an_end_too_often_waits_before_the_next_start() -> None:
+    lives, now, waits = Lives(began=-1000.0), 0.0, []
+    for _ in range(11):
+        lives = lives.next(now)
+        waits.append(lives.began - now)
+        now = lives.began + 1
+    assert waits == [0, 0, 0, 0, 0, 1, 2, 4, 8, 10, 10]
+    assert lives.next(lives.began + 60).began == lives.began + 60, "a long life is a new beginning"
 
 
 def healed_at(times: list[float], drift: str = "same") -> list[float]:

@@ -9,11 +9,30 @@ from dataclasses import dataclass, field
 _FIGHT_HEALS = 5
 _FIGHT_WINDOW = 30.0
 _LONGEST = 60.0
+_SHORT_LIFE = 10.0
+_MOST_SHORT_LIVES = 5
+_LONGEST_START = 10.0
 
 
 def backoff(attempt: int) -> float:
     """Seconds to wait after the attempt-th failure in a row: 1, 2, 4 … 60."""
     return float(min(_LONGEST, 2 ** (min(attempt, 10) - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Lives:
+    """short: how often in a row the program has come to an end soon. began: when it did the last
+    time, in seconds of a clock that a crash does not set back.
+    """
+
+    short: int = 0
+    began: float = 0.0
+
+    def next(self, now: float) -> Lives:
+        """began may lie ahead: so long it should wait."""
+        short = self.short + 1 if now - self.began < _SHORT_LIFE else 0
+        attempt = short - _MOST_SHORT_LIVES + 1
+        return Lives(short, now + (min(_LONGEST_START, backoff(attempt)) if attempt > 0 else 0.0))
 
 
 @dataclass(slots=True)
