@@ -139,6 +139,11 @@ class Hypervisor(Machine):
         """A program of this tree."""
         return f"/usr/local/bin/{name}" if self._root else str(BIN / name)
 
+    def python(self, *argv: str) -> tuple[str, ...]:
+        """How to run Python in the box with this tree and the libraries that vnetd runs with."""
+        python = "/usr/bin/python3" if self._root else sys.executable
+        return ("env", f"PYTHONPATH={TREE}", python, *argv)
+
     def _make_uplink(self) -> None:
         self.sh(f"""
             ip netns add wan
@@ -164,5 +169,4 @@ class Hypervisor(Machine):
                 self.run("chmod", "+x", path)
 
     def _module(self, name: str) -> tuple[str, ...]:
-        python = "/usr/bin/python3" if self._root else sys.executable
-        return ("env", f"PYTHONPATH={TREE}", python, "-m", name)
+        return self.python("-m", name)

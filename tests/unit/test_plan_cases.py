@@ -14,6 +14,7 @@ import pytest
 from vnetd.backends import domain_xml, iptables_save, network_xml
 from vnetd.core.diff import diff
 from vnetd.core.keep.rules import RestoreRules
+from vnetd.core.link import Bridge
 from vnetd.core.model import (
     Definition,
     Family,
@@ -68,7 +69,7 @@ def links(case: Path) -> dict[IfName, Link]:
             mtu=link["mtu"],
             up="UP" in link["flags"],
             master=IfName(link["master"]) if "master" in link else None,
-            stp=None if stp is None else bool(stp),
+            bridge=Bridge(stp=bool(stp)) if info.get("info_kind") == "bridge" else None,
             addresses=frozenset(
                 ip_interface(f"{address['local']}/{address['prefixlen']}")
                 for address in link["addr_info"]

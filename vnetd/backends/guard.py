@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -30,7 +29,6 @@ _FLAGS = {
     Held.OPEN: 0,
 }
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 
 
 class Guard:
@@ -139,22 +137,14 @@ class Guard:
     def _ask(self, question: bytes) -> list[bytes]:
         """Of a dump, the body of each message."""
         self._drain()
-        self._socket.send(question)
-        bodies: list[bytes] = []
-        while True:
-            for kind, body in netlink.messages(self._socket.recv(1 << 20)):
-                if kind == _NLMSG_DONE:
-                    return bodies
-                if kind == _NLMSG_ERROR:
-                    _check(body)
-                bodies.append(body)
+        return netlink.dump(self._socket, question)
 
     def _transact(self, *steps: bytes) -> None:
         """Raises OSError with what the kernel says of the first step that it refuses."""
         self._socket.send(codec.transaction(steps))
         for kind, body in self._drain():
-            if kind == _NLMSG_ERROR:
-                _check(body)
+            if kind == netlink.ERROR:
+                netlink.check(body)
 
     def _drain(self) -> list[tuple[int, bytes]]:
         """What has been answered: all of it, by the time that send() returns. An earlier vnetd may
@@ -165,12 +155,6 @@ class Guard:
             while True:
                 found += netlink.messages(self._socket.recv(1 << 20))
         return found
-
-
-def _check(body: bytes) -> None:
-    (code,) = struct.unpack_from("=i", body)
-    if code:
-        raise OSError(-code, os.strerror(-code))
 
 
 def _failed(error: OSError) -> BackendError:

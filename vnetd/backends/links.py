@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Interface, ip_interface
+from ipaddress import IPv4Interface
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vnetd.backends import link_messages as messages
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import AddAddress, SetBridge
 from vnetd.core.keep.taps import PlugTap
-from vnetd.core.model import Address, IfName, Link, Observed, PortState, Source
+from vnetd.core.model import Address, IfName, Link, Observed, Source
 from vnetd.errors import BackendError
 
 _T = TypeVar("_T")
-_IFF_UP = 1
+
+# Links of others that come and go cut a reading short.
+_MOST_READINGS = 5
 
 
 class Links:
@@ -35,6 +38,7 @@ class Links:
         # pyroute2's socket belongs to the thread that made it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rtnetlink")
         self._netlink: Any = None
+        self._asking = netlink.open_route()
 
     async def observe(self, observed: Observed) -> Observed:
         return replace(observed, links=await self._call(self._read, "links"))
@@ -71,17 +75,21 @@ class Links:
         return self._netlink
 
     def _read(self) -> dict[IfName, Link]:
-        ipr = self._open()
-        messages = list(ipr.get_links())
-        names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
-        addresses: defaultdict[int, set[Address]] = defaultdict(set)
-        for message in ipr.get_addr():
-            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            addresses[message["index"]].add(ip_interface(f"{text}/{message['prefixlen']}"))
-        links = (
-            _link(message, names, frozenset(addresses[message["index"]])) for message in messages
-        )
-        return {link.name: link for link in links}
+        for _ in range(_MOST_READINGS - 1):
+            with suppress(BlockingIOError):
+                return self._read_once()
+        return self._read_once()
+
+    def _read_once(self) -> dict[IfName, Link]:
+        links = messages.Links(self._dump(messages.LINKS))
+        vlans, macs = {}, {}
+        if links.has_vlan_filter():
+            vlans = messages.vlans(self._dump(messages.VLANS))
+            macs = messages.static_macs(self._dump(messages.FORWARDING_TABLE))
+        return links.read(self._dump(messages.ADDRESSES), vlans, macs)
+
+    def _dump(self, question: bytes) -> list[bytes]:
+        return netlink.dump(self._asking, question)
 
     def _index(self, name: IfName) -> int:
         """Asked anew each time: a link made again under the same name has another index."""
@@ -135,29 +143,3 @@ class Links:
         finally:
             if action.pause_stp:
                 ipr.link("set", index=bridge, kind="bridge", br_stp_state=1)
-
-
-def _link(message: Any, names: dict[int, str], addresses: frozenset[Address]) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
-    data = info.get_attr("IFLA_INFO_DATA") if info else None
-    port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info else None
-    kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
-    stp = data.get_attr("IFLA_BR_STP_STATE") if kind == "bridge" and data else None
-    master = names.get(message.get_attr("IFLA_MASTER") or 0)
-    # Of masters that it does not know pyroute2 gives the port's data as bytes.
-    of_bridge = port if hasattr(port, "get_attr") else None
-    isolated = of_bridge.get_attr("IFLA_BRPORT_ISOLATED") if of_bridge else None
-    state = of_bridge.get_attr("IFLA_BRPORT_STATE") if of_bridge else None
-    return Link(
-        index=message["index"],
-        name=IfName(names[message["index"]]),
-        kind=kind,
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU"),
-        up=bool(message["flags"] & _IFF_UP),
-        master=IfName(master) if master else None,
-        stp=None if stp is None else bool(stp),
-        isolated=bool(isolated),
-        port_state=None if state is None else PortState(state),
-        addresses=addresses,
-    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ _MSG_NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 _OBJECT_TABLE = 1
 _NESTED = 0x8000
+_ATTRIBUTE = struct.Struct("=HH")
+ERROR, DONE = 2, 3
+_DUMP_INTR = 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,11 @@ def open_route_events() -> socket.socket:
 
 def open_nftables_events() -> socket.socket:
     return _open(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
+
+
+def open_route() -> socket.socket:
+    """To ask about links."""
+    return _open(_NETLINK_ROUTE, ())
 
 
 def open_nftables() -> socket.socket:
@@ -135,14 +144,46 @@ def _open(protocol: int, groups: tuple[int, ...]) -> socket.socket:
     return events
 
 
+def dump(asking: socket.socket, question: bytes) -> list[bytes]:
+    """The body of each message of the answer, from a socket without groups. Raises OSError: EAGAIN
+    where the kernel says that it changed meanwhile, so that some may be missing.
+    """
+    asking.send(question)
+    bodies: list[bytes] = []
+    changed = False
+    while True:
+        for kind, flags, body in _packets(asking.recv(1 << 20)):
+            changed = changed or bool(flags & _DUMP_INTR)
+            if kind == DONE:
+                if changed:
+                    raise OSError(errno.EAGAIN, "it changes faster than it can be read")
+                return bodies
+            if kind == ERROR:
+                check(body)
+            bodies.append(body)
+
+
+def check(body: bytes) -> None:
+    """Of an ERROR message: raises OSError, unless it says that all is well."""
+    (code,) = struct.unpack_from("=i", body)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, body) of each: struct nlmsghdr, aligned to 4 bytes."""
+    """(type, body) of each."""
+    for kind, _, body in _packets(data):
+        yield kind, body
+
+
+def _packets(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, flags, body) of each: struct nlmsghdr, aligned to 4 bytes."""
     at = 0
     while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
+        length, kind, flags = struct.unpack_from("=IHH", data, at)
         if length < 16:
             return
-        yield kind, data[at + 16 : at + length]
+        yield kind, flags, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
 
@@ -151,13 +192,18 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """Type → value: struct nlattr, aligned to 4 bytes."""
-    found, at = {}, 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
+    """Type → value, of types that occur once."""
+    return dict(each_attribute(data))
+
+
+def each_attribute(data: bytes) -> list[tuple[int, bytes]]:
+    """(type, value): struct nlattr, aligned to 4 bytes."""
+    found, at, end = [], 0, len(data) - 4
+    while at <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < 4:
             break
-        found[kind & 0x3FFF] = data[at + 4 : at + length]
+        found.append((kind & 0x3FFF, data[at + 4 : at + length]))
         at += (length + 3) & ~3
     return found
 

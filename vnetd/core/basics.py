@@ -1,12 +1,14 @@
-"""Words that the model of a network and the model of a firewall share."""
+"""Words that the models of a network, a link and a firewall share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import NewType
 
 IfName = NewType("IfName", str)
+Address = IPv4Interface | IPv6Interface
 
 
 class Family(StrEnum):

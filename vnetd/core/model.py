@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from vnetd.core.basics import Address as Address
 from vnetd.core.basics import Cause as Cause
 from vnetd.core.basics import Family as Family
 from vnetd.core.basics import IfName as IfName
+from vnetd.core.link import Link as Link
 from vnetd.core.packets.firewall import Firewall
 
-Address = IPv4Interface | IPv6Interface
 HostAddress = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 
@@ -173,31 +167,6 @@ class Libvirt:
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
     chains_failed: bool = False
     """libvirt could not make its chains in the first place, and fails ever since."""
-
-
-class PortState(IntEnum):
-    """linux/if_bridge.h"""
-
-    DISABLED = 0
-    LISTENING = 1
-    LEARNING = 2
-    FORWARDING = 3
-    BLOCKING = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    index: int
-    name: IfName
-    kind: str
-    mac: str
-    mtu: int
-    up: bool
-    master: IfName | None = None
-    stp: bool | None = None
-    isolated: bool = False
-    port_state: PortState | None = None
-    addresses: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, order=True)

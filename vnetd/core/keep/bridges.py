@@ -106,10 +106,11 @@ def _differences(
     else the next restart would change it under the guests.
     """
     base = network.config if want and network.config else network.definition
+    have = {"mac": link.mac, "mtu": link.mtu, "stp": link.bridge.stp if link.bridge else None}
     pairs: list[tuple[str, object, object]] = [("state", "up", "up" if link.up else "down")]
     for key in LINK_KEYS:
         wanted = getattr(want, key, None)
         wanted = getattr(base, key) if wanted is None else wanted
         if wanted is not None:
-            pairs.append((key, wanted, getattr(link, key)))
+            pairs.append((key, wanted, have[key]))
     return unequal(pairs)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from vnetd.core.actions import Action
 from vnetd.core.drift import Drift, NetworkDrift
-from vnetd.core.model import Definition, IfName, Libvirt, Link, PortState, Source
+from vnetd.core.link import PortState
+from vnetd.core.model import Definition, IfName, Libvirt, Link, Source
 
 _STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"
 
@@ -83,7 +84,7 @@ def plan(drift: Iterable[Drift], links: Mapping[IfName, Link]) -> Iterator[Actio
         objects, reason = (item.object,), str(item)
         match item:
             case Unplugged(bridge=bridge, tap=tap, isolated=isolated):
-                stp, safe = bridge in links and bool(links[bridge].stp), _loop_free(bridge, links)
+                stp, safe = _has_stp(links.get(bridge)), _loop_free(bridge, links)
                 yield PlugTap(
                     objects=objects,
                     reason=reason,
@@ -106,7 +107,11 @@ def plan(drift: Iterable[Drift], links: Mapping[IfName, Link]) -> Iterator[Actio
                 pass
 
 
+def _has_stp(link: Link | None) -> bool:
+    return link is not None and link.bridge is not None and link.bridge.stp
+
+
 def _loop_free(bridge: IfName, links: Mapping[IfName, Link]) -> bool:
     """No port of the bridge is held back now. On libvirt's own bridges all ports are guests'."""
-    ports = [link for link in links.values() if link.master == bridge]
-    return all(port.port_state is not PortState.BLOCKING for port in ports)
+    ports = [link.port for link in links.values() if link.master == bridge and link.port]
+    return all(port.state is not PortState.BLOCKING for port in ports)
