@@ -110,6 +110,22 @@ def test_stopped_network_is_started_again(box: Hypervisor, network: str) -> None
     assert record["cause"]["process"] == "libvirtd"
 
 
+def test_a_network_without_a_definition_survives_its_bridge(box: Hypervisor) -> None:
+    xml = """<network><name>passing</name><forward mode='nat'/><bridge name='vbpassing'/>
+        <ip address='10.90.0.1' prefix='24'/></network>"""
+    box.run("virsh", "net-create", "/dev/stdin", stdin=xml)
+    box.wait_for_state("converged")
+    good = box.rules()
+    box.sh("ip link del vbpassing")
+    box.wait_until(lambda: box.succeeds("ip", "link", "show", "vbpassing"), what="its bridge")
+    box.wait_for_state("converged")
+    assert sorted(box.rules().splitlines()) == sorted(good.splitlines())
+    assert "passing" in box.run("virsh", "-q", "net-list", "--transient", "--name").split()
+    box.run("virsh", "net-destroy", "passing")
+    assert "vbpassing" not in box.rules()
+    box.wait_for_state("converged")
+
+
 @pytest.mark.parametrize("first", ["", "virsh net-destroy lab; "])
 def test_undefined_network_comes_back(box: Hypervisor, first: str) -> None:
     box.sh(f"{first}virsh net-undefine lab")

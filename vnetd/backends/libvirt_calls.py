@@ -153,10 +153,16 @@ def start(connection: Any, name: str) -> None:
 
 
 def restart(connection: Any, name: str) -> None:
+    """One without a definition is gone once it is stopped: it has one as long as this takes."""
     network = lookup(connection, name)
+    transient = not network.isPersistent()
+    if transient:
+        network = connection.networkDefineXML(network.XMLDesc())
     if network.isActive():
         network.destroy()
     network.create()
+    if transient:
+        network.undefine()
 
 
 def start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
