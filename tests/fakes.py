@@ -53,6 +53,8 @@ class FakeHost:
         self.applied: list[Action] = []
         self.fail: dict[type[Action], str] = {}
         self.unreadable: dict[Source, str] = {}
+        self.leaving: set[str] = set()
+        self.world = World.IPTABLES_NFT
         self.backends = [_Backend(self, source) for source in Source]
 
     def define(self, policy: NetworkPolicy) -> None:
@@ -175,7 +177,7 @@ class _Backend:
                 return replace(observed, links=links)
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
-                return replace(observed, firewall=Ruleset(World.IPTABLES_NFT, chains))
+                return replace(observed, firewall=Ruleset(self._host.world, chains))
             case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ:
                 return observed
             case Source.FILTERS:

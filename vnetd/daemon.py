@@ -95,7 +95,7 @@ class _Daemon:
             Dnsmasq(),
         )
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
-        self._reconciler = Reconciler(self._backends, self, clock)
+        self._reconciler = Reconciler(self._backends, self, clock, self._libvirtd.leaving)
         self._reconciler.observe_only = options.observe
         self._history = self._open_history()
         self._service = Service(self, self._reconciler.trouble)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from vnetd.backends.base import Backend
 from vnetd.core.actions import Action
 from vnetd.core.diff import Diff, diff
 from vnetd.core.drift import Conflict, Drift
-from vnetd.core.model import Cause, Observed, Ruleset, Source
+from vnetd.core.model import Cause, Observed, Ruleset, Source, World
 from vnetd.core.pacing import Failure, Fight
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
@@ -58,11 +58,19 @@ class _Incident:
 
 
 class Reconciler:
-    def __init__(self, backends: Iterable[Backend], publisher: Publisher, clock: Clock) -> None:
+    def __init__(
+        self,
+        backends: Iterable[Backend],
+        publisher: Publisher,
+        clock: Clock,
+        leaving: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        """leaving: the networks that libvirt has begun to take down since it was looked at."""
         self.trigger = Trigger(clock)
         self.policy = Policy(present=False)
         self.observe_only = False
         self._backends = tuple(backends)
+        self._leaving = leaving
         self._publisher = publisher
         self._clock = clock
         self._observed = Observed()
@@ -174,6 +182,8 @@ class Reconciler:
 
     async def _observe(self, sources: Iterable[Source]) -> None:
         wanted = set(sources)
+        if Source.LIBVIRT in wanted and self._is_legacy:
+            wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
         self._observed = replace(self._observed, followed=self.policy.followed)
         if wanted >= ALL_SOURCES:
             self._resync_at = self._clock.monotonic() + self.policy.resync
@@ -191,11 +201,15 @@ class Reconciler:
                 failure.why = str(error)
                 if not isinstance(error, NotConnected):  # its watcher pokes when it is back
                     failure.again(str(error), self._clock.monotonic())
+        # Last: whatever was seen to be missing, of these it may be libvirt that has removed it.
+        self._observed = replace(self._observed, leaving=self._leaving())
 
     def _think(self) -> tuple[Diff, tuple[Action, ...]]:
         found = diff(self.policy, self._observed, self._remembered)
         chains = self._remembered.chains if self._remembered else None
-        actions = plan(self.policy, self._observed, found, chains)
+        # What could not be looked at may have changed since: it is no ground to do anything.
+        sure = tuple(item for item in found.drift if item.source not in self._unread)
+        actions = plan(self.policy, self._observed, replace(found, drift=sure), chains)
         if found.rules_stand:
             self._remembered = self._observed.firewall
         return found, actions
@@ -356,6 +370,11 @@ class Reconciler:
     @property
     def _observing(self) -> bool:
         return self.observe_only or self.policy.enforcement is Enforcement.OBSERVE
+
+    @property
+    def _is_legacy(self) -> bool:
+        ruleset = self._observed.firewall
+        return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
 
     @property
     def _paused(self) -> bool:

@@ -19,9 +19,10 @@ from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core.actions import Action
-from vnetd.core.keep.networks import StartNetwork, UpdateDhcp
+from vnetd.core.keep.networks import RestartNetwork, StartNetwork, UpdateDhcp
 from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import Cause, DhcpHost, Source, State
+from vnetd.core.model import World as Firewalls
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
 from vnetd.reconcile import Reconciler
@@ -36,7 +37,9 @@ class World:
         self.host = FakeHost()
         self.published = Published()
         clock = Clock(lambda: self.now, lambda: datetime(2026, 1, 1, tzinfo=UTC))
-        self.reconciler = Reconciler(self.host.backends, self.published, clock)
+        self.reconciler = Reconciler(
+            self.host.backends, self.published, clock, lambda: frozenset(self.host.leaving)
+        )
         self.reconciler.policy = Policy(networks={n: nat(n, i) for i, n in enumerate(("a", "b"))})
 
     async def look(self, *sources: Source, cause: Cause | None = None) -> State:
@@ -151,6 +154,50 @@ async def test_a_source_that_cannot_be_read_is_a_reason_and_stops_only_itself(w:
     assert {type(action) for action in w.host.applied} == {RestoreRules}
     w.host.unreadable.clear()
     assert await w.look() is State.CONVERGED
+
+
+@world
+async def test_what_could_not_be_looked_at_is_no_ground_to_act(w: World) -> None:
+    bridge = w.host.links.pop("vba")
+    w.host.fail[RestartNetwork] = "busy"
+    await w.look()
+    w.host.fail.clear()
+    w.now += 3600  # whatever there was to wait for
+    w.host.unreadable[Source.LINKS] = "dump interrupted"
+    w.host.links["vba"] = bridge  # which cannot be seen
+    assert await w.look() is State.DEGRADED
+    assert w.host.applied == []
+    w.host.unreadable.clear()
+    assert await w.look() is State.CONVERGED
+    assert w.host.applied == []
+
+
+@world
+async def test_nothing_of_a_network_that_is_leaving_comes_back(w: World) -> None:
+    w.host.leaving.add("a")
+    w.host.flush()
+    del w.host.links["vba"]
+    await w.look()
+    assert {type(action) for action in w.host.applied} == {RestoreRules}
+    restored = [rule for rules in w.host.chains.values() for rule in rules]
+    assert any("vbb" in rule for rule in restored)
+    assert not any("vba" in rule for rule in restored)
+    w.host.leaving.clear()
+    assert await w.look() is State.CONVERGED
+    assert any("vba" in rule for rules in w.host.chains.values() for rule in rules)
+
+
+@world
+async def test_with_libvirt_vnetd_looks_at_rules_of_whose_changes_nobody_tells(w: World) -> None:
+    (firewall,) = [b for b in w.host.backends if b.source is Source.FIREWALL]
+    before = firewall.looks
+    await w.look(Source.LIBVIRT)
+    assert firewall.looks == before
+    w.host.world = Firewalls.IPTABLES_LEGACY
+    await w.look(Source.FIREWALL)
+    before = firewall.looks
+    await w.look(Source.LIBVIRT)
+    assert firewall.looks == before + 1
 
 
 @world

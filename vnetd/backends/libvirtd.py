@@ -59,6 +59,9 @@ _DIRECTORIES = tuple(
 )
 # What a change by libvirt may touch. Rules are left out: the kernel tells of them.
 _TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.SYSCTLS, Source.DNSMASQ)
+# bridge_driver.c: libvirt deletes a network's file there before anything else of the network, and
+# writes it after all else.
+_STATUS = Path("/run/libvirt/network")
 _LEASES = Path("/var/lib/libvirt/dnsmasq")
 _CHAINS_LOST = "No chain/target/match by that name"
 # Of the command that failed: a rule of a network never jumps to libvirt's chains, nor makes one.
@@ -91,11 +94,13 @@ class Libvirtd:
         self._lost_chains = False
         self._chains_failed = False
         self._followed: frozenset[str] = frozenset()
+        self._active: frozenset[str] = frozenset()
 
     async def observe(self, observed: Observed) -> Observed:
         await self._tried.wait()
         connection = self._connected()
         self._followed = observed.followed
+        recorded = _recorded()
         seen = await self._call(lambda: calls.read(connection, self._followed), "reading networks")
         seen = replace(
             seen,
@@ -103,11 +108,20 @@ class Libvirtd:
             lost_chains=self._lost_chains,
             chains_failed=self._chains_failed,
         )
+        self._active = frozenset(
+            name for name, network in seen.networks.items() if network.live and name in recorded
+        )
         return replace(observed, libvirt=seen)
 
     def expect_chains(self) -> None:
         """It has been told to make them again."""
         self._chains_failed = False
+
+    def leaving(self) -> frozenset[str]:
+        """Networks that were active at the last look, and of which libvirt has begun to remove
+        everything since; libvirt itself says so only when it is through.
+        """
+        return self._active - _recorded() if self._active else frozenset()
 
     async def apply(self, action: Action) -> None:
         connection = self._connected()
@@ -248,6 +262,10 @@ class Libvirtd:
                 self._lost_chains = True
             raise
         self._lost_chains = False
+
+
+def _recorded() -> frozenset[str]:
+    return frozenset(path.stem for path in _STATUS.glob("*.xml"))
 
 
 class _Events:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vnetd.core import foreign
-from vnetd.core.drift import Conflict, Drift
+from vnetd.core.drift import Conflict, Drift, NetworkDrift
 from vnetd.core.keep import bridges, coexist, dnsmasq, guard, networks, rules, sysctls, taps
 from vnetd.core.model import Chain, Observed, Ruleset
 from vnetd.core.policy import Policy
@@ -29,36 +29,48 @@ class Diff:
 
 
 def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) -> Diff:
-    """remembered: the firewall when it was last right; it tells the order of the networks."""
+    """remembered: the firewall when it was last right; it tells the order of the networks.
+
+    Of a network that is leaving everything may be missing, and must not come back: only the guard
+    stays with it until it has gone.
+    """
     libvirt = observed.libvirt
     if libvirt is None:
         return Diff()
-    found = list(networks.diff(policy, libvirt, observed.links or {}))
+    found = [
+        item
+        for item in networks.diff(policy, libvirt, observed.links or {})
+        if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
+    ]
     kept = [
         network.live
         for name, network in sorted(libvirt.networks.items())
         if network.live is not None and policy.keeps(name)
     ]
+    staying = [live for live in kept if live.name not in observed.leaving]
     if observed.links is not None:
-        found += bridges.diff(policy, libvirt, kept, observed.links)
-        found += taps.diff(libvirt, kept, observed.links)
+        found += bridges.diff(policy, libvirt, staying, observed.links)
+        found += taps.diff(libvirt, staying, observed.links)
     if observed.sysctls is not None:
-        found += sysctls.diff(kept, observed.sysctls)
+        found += sysctls.diff(staying, observed.sysctls)
     if observed.dnsmasq is not None:
-        found += dnsmasq.diff(kept, observed.dnsmasq)
-    chains = None
+        found += dnsmasq.diff(staying, observed.dnsmasq)
+    chains = libvirts = None
     if observed.firewall is not None:
-        chains = rules.expected(kept, libvirt.lost_chains, observed.firewall, remembered)
-        found += rules.diff(libvirt, kept, observed.firewall, chains)
+        libvirts = rules.expected(kept, libvirt.lost_chains, observed.firewall, remembered)
+        chains = libvirts
+        if staying != kept:
+            chains = rules.expected(staying, libvirt.lost_chains, observed.firewall, remembered)
+        found += rules.diff(libvirt, staying, observed.firewall, chains)
     table = None
     if observed.guard is not None:
         right = observed.firewall
         if any(isinstance(item, rules.RulesDiffer) for item in found):
             right = remembered  # a flush took the exceptions along
-        table = guard.wanted(policy, libvirt, kept, chains, right)
+        table = guard.wanted(policy, libvirt, kept, libvirts, right)
         found += guard.diff(table, observed.guard)
     if observed.filters is not None:
-        firewall = foreign.with_libvirts(observed.filters, chains or {})
+        firewall = foreign.with_libvirts(observed.filters, libvirts or {})
         found += coexist.diff(policy.coexist, kept, firewall)
     return Diff(
         drift=tuple(item for item in found if isinstance(item, Drift)),

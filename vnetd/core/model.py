@@ -250,6 +250,8 @@ class Observed:
     followed: frozenset[str] = frozenset()
     """Networks whose leases the policy needs."""
     filters: Firewall | None = None
+    leaving: frozenset[str] = frozenset()
+    """Networks that libvirt had active when it was asked, and has begun to take down since."""
 
 
 FIREWALL_OBJECT = "firewall"
