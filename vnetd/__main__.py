@@ -16,15 +16,20 @@ from vnetd.errors import VnetdError
 def main() -> int:
     arguments = parser().parse_args()
     journal.set_up(arguments.log_level)
+    state = Path(os.environ.get("STATE_DIRECTORY", "/var/lib/vnetd"))
+    runtime = Path(os.environ.get("RUNTIME_DIRECTORY", "/run/vnetd"))
+    config = arguments.config.absolute()
+    if arguments.check_environment:
+        return _check_environment(config, arguments.connect, state, runtime, arguments.json)
 
     from vnetd import daemon  # after argparse: --help must not wait for the libraries
 
     options = daemon.Options(
-        config=arguments.config.absolute(),
+        config=config,
         connect=arguments.connect,
         observe=arguments.observe,
-        state=Path(os.environ.get("STATE_DIRECTORY", "/var/lib/vnetd")),
-        runtime=Path(os.environ.get("RUNTIME_DIRECTORY", "/run/vnetd")),
+        state=state,
+        runtime=runtime,
     )
     code = 0
     try:
@@ -34,6 +39,22 @@ def main() -> int:
         for error in errors.exceptions:
             print(f"vnetd: {error}", file=sys.stderr)
     return code
+
+
+def _check_environment(
+    config: Path, connect: str, state: Path, runtime: Path, as_json: bool
+) -> int:
+    try:
+        from vnetd import environment
+    except ImportError as error:  # what the check is to find must not hide it
+        print(
+            f"vnetd: a Python library is missing, so vnetd does not start: {error}", file=sys.stderr
+        )
+        return 1
+    host = environment.Host(config, connect, state, runtime)
+    findings = asyncio.run(environment.look(host))
+    print(environment.render_json(findings) if as_json else environment.render(findings))
+    return int(any(item.found is environment.Found.MISSING for item in findings))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
         help="the libvirt to keep (default: %(default)s)",
     )
     whole.add_argument("--observe", action="store_true", help="report drift, change nothing")
+    whole.add_argument(
+        "--check-environment",
+        action="store_true",
+        help="say what of the host is missing, and what is off because of it; exit status 1 if so",
+    )
+    whole.add_argument("--json", action="store_true", help="with --check-environment: print JSON")
     whole.add_argument(
         "--log-level",
         metavar="LEVEL",

@@ -13,7 +13,7 @@ import struct
 import sys
 from contextlib import suppress
 
-_SOCKET = "/run/systemd/journal/socket"
+SOCKET = "/run/systemd/journal/socket"
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
@@ -34,7 +34,7 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
 class JournalHandler(logging.Handler):
     """journald's native protocol. An entry that journald does not take at once is dropped."""
 
-    def __init__(self, path: str = _SOCKET) -> None:
+    def __init__(self, path: str = SOCKET) -> None:
         super().__init__()
         # basicConfig() gives a handler without a format one that repeats level and logger.
         self.setFormatter(logging.Formatter("%(message)s"))

@@ -29,6 +29,7 @@ _FLAGS = {
     Held.OPEN: 0,
 }
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)
+_NO_TABLE = "vnetd-none"
 
 
 class Guard:
@@ -105,6 +106,21 @@ class Guard:
             yield from codec.replace_chains(wanted, present)
         else:
             yield codec.delete_table()
+
+    def best(self) -> Held:
+        """The best that this kernel can do; changes nothing. Raises BackendError."""
+        for held in Held:
+            # The kernel says what is wrong with each step of a transaction, and takes back all of
+            # it for the last one, which fails for certain.
+            steps = codec.make_table(_FLAGS[held], _NO_TABLE), codec.delete_table(f"{_NO_TABLE}2")
+            self._socket.send(codec.transaction(steps))
+            errors = {netlink.code(body) for kind, body in self._drain() if kind == netlink.ERROR}
+            if errors == {errno.ENOENT}:
+                return held
+            if not errors & {*_UNSUPPORTED}:
+                code = next(iter(errors), errno.EIO)
+                raise _failed(OSError(code, os.strerror(code)))
+        raise BackendError("this kernel has no nf_tables")
 
     # -- the socket
 

@@ -106,17 +106,17 @@ def transaction(messages: Iterable[bytes]) -> bytes:
     return b"".join((begin, *found[:-1], last, end))
 
 
-def make_table(flags: int) -> bytes:
+def make_table(flags: int, name: str = TABLE) -> bytes:
     return _message(
         _NEWTABLE,
         _CREATE,
-        encoded(_NAME, _text(TABLE)),
+        encoded(_NAME, _text(name)),
         encoded(_FLAGS, struct.pack(">I", flags)),
     )
 
 
-def delete_table() -> bytes:
-    return _message(_DELTABLE, 0, encoded(_NAME, _text(TABLE)))
+def delete_table(name: str = TABLE) -> bytes:
+    return _message(_DELTABLE, 0, encoded(_NAME, _text(name)))
 
 
 def replace_chains(

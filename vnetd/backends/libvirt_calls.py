@@ -20,7 +20,7 @@ def read(connection: Any, followed: frozenset[str]) -> Libvirt:
     """followed: networks whose leases are wanted."""
     taps = _taps(connection)
     return Libvirt(
-        version=_version(connection),
+        version=version(connection),
         session=0,
         networks=_networks(connection),
         taps=taps,
@@ -103,7 +103,7 @@ def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
     return tuple(found)
 
 
-def _version(connection: Any) -> str:
+def version(connection: Any) -> str:
     number = connection.getLibVersion()
     return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 

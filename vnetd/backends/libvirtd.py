@@ -49,7 +49,7 @@ _KEEPALIVE_SECONDS, _KEEPALIVE_COUNT = 6, 2
 _CALL_SECONDS = 25.0
 _LONGEST_WAIT = 2.0
 # network_conf/virnetworkobj: what changes without an event (net-update, net-autostart, SIGHUP).
-_DIRECTORIES = tuple(
+DIRECTORIES = tuple(
     Path(path)
     for path in (
         "/etc/libvirt/qemu/networks",
@@ -214,7 +214,7 @@ class Libvirtd:
             await asyncio.wait(watching)
 
     async def _watch_files(self, poke: Poke) -> None:
-        watch = files.DirectoryWatch(_DIRECTORIES, created=True)
+        watch = files.DirectoryWatch(DIRECTORIES, created=True)
         try:
             while True:
                 await watch.changed()
@@ -339,6 +339,15 @@ class _Events:
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(hand_over)
+
+
+async def ask_version(uri: str) -> str:
+    """By a connection of its own. Raises BackendError; a stopped libvirtd never answers."""
+    libvirt.registerErrorHandler(lambda *_: None, None)  # else errors go to stderr as well
+    try:
+        return await _in_thread(lambda: calls.version(libvirt.open(uri)))
+    except libvirt.libvirtError as error:
+        raise BackendError(error.get_error_message() or str(error)) from error
 
 
 _event_thread: threading.Thread | None = None

@@ -165,9 +165,14 @@ def dump(asking: socket.socket, question: bytes) -> list[bytes]:
 
 def check(body: bytes) -> None:
     """Of an ERROR message: raises OSError, unless it says that all is well."""
-    (code,) = struct.unpack_from("=i", body)
-    if code:
-        raise OSError(-code, os.strerror(-code))
+    if number := code(body):
+        raise OSError(number, os.strerror(number))
+
+
+def code(body: bytes) -> int:
+    """Of an ERROR message: its errno, 0 where all is well."""
+    (negative,) = struct.unpack_from("=i", body)
+    return -int(negative)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:

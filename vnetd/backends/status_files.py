@@ -36,6 +36,15 @@ async def read() -> Files:
         return await _ask()
 
 
+async def may_read() -> bool:
+    try:
+        _read()
+    except PermissionError:
+        await _ask()
+        return not _said
+    return True
+
+
 def _read() -> Files:
     files = []
     for path in DIRECTORY.glob("*.xml"):
