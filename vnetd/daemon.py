@@ -37,7 +37,7 @@ from vnetd.core.why import Answer
 from vnetd.core.wording import few
 from vnetd.errors import BackendError, PolicyError
 from vnetd.instance import Instance
-from vnetd.reconcile import Reconciler
+from vnetd.reconcile import Progress, Reconciler
 from vnetd.trigger import Clock
 
 log = logging.getLogger(__name__)
@@ -130,8 +130,8 @@ class _Daemon:
 
     # -- Operations
 
-    async def reconcile(self) -> Status:
-        return await self._reconciler.reconcile()
+    async def reconcile(self, progress: Progress) -> Status:
+        return await self._reconciler.reconcile(progress)
 
     async def plan(self) -> Sequence[Action]:
         return await self._reconciler.plan()
@@ -161,8 +161,8 @@ class _Daemon:
         log.info("resumed")
         self._reconciler.resume()
 
-    def history(self) -> Sequence[Record]:
-        return self._history.read()
+    def history(self, before: int, limit: int) -> Sequence[tuple[int, Record]]:
+        return self._history.read(before, limit)
 
     # -- Publisher
 
@@ -187,7 +187,14 @@ class _Daemon:
         log.warning("%s: %s%s", object_, few(drift, between="; "), by, extra=extra)
 
     def recorded(self, record: Record) -> None:
-        self._service.recorded(record)
+        number = 0
+        try:
+            number = self._history.append(record)
+        except BackendError as error:
+            self._reconciler.trouble("history", [str(error)])
+        else:
+            self._reconciler.trouble("history", [])
+        self._service.recorded(number, record)
         extra = journal.fields(
             object=record.object,
             network=record.object.removeprefix("network/"),
@@ -200,12 +207,6 @@ class _Daemon:
         extra["vnetd"]["MESSAGE_ID"] = _MESSAGE_IDS[record.outcome]
         what = "; ".join(record.actions or record.drift)
         log.info("%s: %s in %d ms: %s", record.object, record.outcome, record.ms, what, extra=extra)
-        try:
-            self._history.append(record)
-        except BackendError as error:
-            self._reconciler.trouble("history", [str(error)])
-        else:
-            self._reconciler.trouble("history", [])
 
     # -- policy
 
@@ -237,11 +238,13 @@ class _Daemon:
             for problem in error.problems:
                 log.error("policy: %s", problem)
             self._reconciler.trouble("policy", [f"policy: {p}" for p in error.problems])
+            self._service.policy_rejected(error.problems)
             raise
         self._reconciler.trouble("policy", [])
         if policy != self._reconciler.policy:
             log.info("policy: %d networks from %d files", len(policy.networks), len(texts))
             self._reconciler.load(policy)
+            self._service.policy_loaded([text.file for text in texts], len(policy.networks))
 
     async def _ask_for_rules(self, pid: int) -> None:
         """firewalld's word of a reload. Others would act on it too: it goes to libvirt alone."""

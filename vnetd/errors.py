@@ -10,6 +10,10 @@ class VnetdError(Exception):
     """Base of all errors that vnetd raises on purpose. The text is for an admin to read."""
 
 
+class NoSuchNetwork(VnetdError):
+    """Nothing has the name that somebody asks for."""
+
+
 class BackendError(VnetdError):
     """A system that vnetd reads or changes refused or failed; trying again later may help."""
 

@@ -34,6 +34,14 @@ _MOST_ROUNDS = 5
 _MOST_TRIES = 2
 
 
+Progress = Callable[[int, int, str], None]
+"""Actions done, actions known so far, the one under way; a first time when the pass begins."""
+
+
+def _untold(_done: int, _total: int, _step: str) -> None:
+    pass
+
+
 class Publisher(Protocol):
     def publish(self, status: Status) -> None: ...
 
@@ -123,11 +131,12 @@ class Reconciler:
         self._paused_until = 0.0
         self.trigger.poke(*ALL_SOURCES, reason="resume")
 
-    async def reconcile(self) -> Status:
+    async def reconcile(self, progress: Progress = _untold) -> Status:
         """One full pass, now, whatever was to be waited for."""
         for failure in (*self._failures.values(), *self._unread.values()):
             failure.not_before = 0.0
-        return await self._pass(Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"]))
+        pokes = Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"])
+        return await self._pass(pokes, progress)
 
     async def plan(self) -> tuple[Action, ...]:
         """What a full pass would do. Changes nothing."""
@@ -147,15 +156,16 @@ class Reconciler:
 
     # -- a pass
 
-    async def _pass(self, pokes: Pokes) -> Status:
+    async def _pass(self, pokes: Pokes, progress: Progress = _untold) -> Status:
         async with self._passing:
             self._pass_started = self._clock.monotonic()
+            progress(0, 0, "")
             try:
-                return await self._pass_through(pokes)
+                return await self._pass_through(pokes, progress)
             finally:
                 self._pass_started = None
 
-    async def _pass_through(self, pokes: Pokes) -> Status:
+    async def _pass_through(self, pokes: Pokes, progress: Progress) -> Status:
         log.debug("pass: %s", ", ".join(pokes.reasons))
         incidents: dict[str, _Incident] = {}
         failed: Counter[Action] = Counter()
@@ -163,6 +173,7 @@ class Reconciler:
         await self._observe(pokes.sources)
         found, planned = self._think()
         tried: tuple[Action, ...] = ()
+        done = 0
         for _ in range(_MOST_ROUNDS):
             self._note(found, pokes, incidents)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
@@ -170,7 +181,8 @@ class Reconciler:
                 break
             if not all(action.quick for action in actions):
                 self._publish(found, healing=True)
-            failed.update(await self._apply(actions, incidents))
+            failed.update(await self._apply(actions, incidents, done, progress))
+            done += len(actions)
             self._announce(incidents)
             await self._observe(self._touched(actions))
             tried = actions
@@ -262,13 +274,18 @@ class Reconciler:
         return next(b for b in self._backends if isinstance(action, b.actions))
 
     async def _apply(
-        self, actions: Iterable[Action], incidents: Mapping[str, _Incident]
+        self,
+        actions: Sequence[Action],
+        incidents: Mapping[str, _Incident],
+        before: int,
+        progress: Progress,
     ) -> list[Action]:
-        """Run the actions in order; returns those that failed."""
+        """Run the actions in order; returns those that failed. before: done in rounds before."""
         failed = []
-        for action in actions:
+        for done, action in enumerate(actions, before):
             if self._stopping.is_set():
                 break
+            progress(done, before + len(actions), str(action))
             of_action = [incidents[o] for o in action.objects if o in incidents]
             backend = self._backend(action)
             log.info("%s (%s)", str(action), action.reason)

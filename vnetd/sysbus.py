@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import BusType, MessageType
+from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.message import Message
 
+from vnetd import frames
 from vnetd.errors import VnetdError
+from vnetd.frames import Head
 
-_BUS = "org.freedesktop.DBus"
+log = logging.getLogger(__name__)
+
+BUS = "org.freedesktop.DBus"
+"""Its name, and that of its interface; it minds no path."""
+
+# One turn of the loop reads no more than this, so that a flood leaves time for all else.
+_READ_BYTES = 16384
+_WRITE_BYTES = 65536
+# A bus that takes nothing any more must not grow the daemon.
+_MOST_QUEUED_BYTES = 64 << 20
+# Of a connection that serves: no argument of org.vnetd1 comes near it, no reply of the bus either.
+LONGEST_CALL = 8192
+_LONGEST_MESSAGE = 128 << 20  # D-Bus Specification, "Message Format"
+
+OnCall = Callable[[Head, "bytes | None"], None]
+"""Head and bytes of a method call; no bytes where it is longer than LONGEST_CALL."""
 
 
 class BusError(VnetdError):
@@ -29,18 +48,131 @@ class RemoteError(VnetdError):
         self.name = name
 
 
-async def connect() -> MessageBus:
+class Bus(MessageBus):
+    """on_call: serve method calls; such a connection hears signals of the bus itself only."""
+
+    def __init__(self, on_call: OnCall | None = None) -> None:
+        super().__init__(bus_type=BusType.SYSTEM)
+        self._on_call = on_call
+        self._frames = frames.Frames(LONGEST_CALL if on_call else _LONGEST_MESSAGE)
+        self._out = _Writer(self)
+        self._writer: Any = self._out
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for the bus to take them."""
+        return self._out.queued
+
+    @property
+    def greeted(self) -> bool:
+        """The bus has given it a name: nothing else may be sent before."""
+        return bool(self.unique_name)
+
+    def write(self, message: bytes) -> None:
+        self._out.write(message)
+
+    def next_serial(self) -> int:
+        serial = int(self._serial) % 0xFFFFFFFF + 1  # dbus-next's own grows out of its 32 bits
+        self._serial = serial
+        return serial
+
+    def _message_reader(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+            if not data:
+                raise EOFError("the bus has closed the connection")
+            for head, message in self._frames.feed(data):
+                self._take(head, message)
+        except BlockingIOError:
+            return
+        except (OSError, EOFError) as error:
+            self._finalize(error)
+        except Exception as error:
+            log.exception("a message that cannot be read")
+            self._finalize(BusError(f"the bus sent what cannot be read: {error}"))
+
+    def _take(self, head: Head, message: bytes | None) -> None:
+        if head.type == frames.METHOD_CALL:
+            if self._on_call is not None:
+                self._on_call(head, message)
+            return
+        if head.type == frames.SIGNAL and self._on_call is not None and head.sender != BUS:
+            return  # anybody may send one to anybody
+        if message is not None and head.type in (
+            frames.METHOD_RETURN,
+            frames.ERROR,
+            frames.SIGNAL,
+        ):
+            self._on_message(unmarshal(message))
+
+    async def _auth_readline(self) -> str:
+        # The library's own spins for ever when the bus closes the connection here.
+        line = b""
+        while not line.endswith(b"\r\n"):
+            byte = await asyncio.get_running_loop().sock_recv(self._sock, 1)
+            if not byte:
+                raise BusError("the bus closed the connection during authentication")
+            line += byte
+        return line[:-2].decode()
+
+
+class _Writer:
+    """In place of dbus-next's, for which a full socket buffer is the end of the connection."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+
+    @property
+    def queued(self) -> int:
+        return len(self._buffer)
+
+    def schedule_write(
+        self, message: Message | None = None, future: asyncio.Future[None] | None = None
+    ) -> None:
+        self.write(bytes(message._marshall()) if message is not None else b"")
+        if future is not None:
+            future.set_result(None)
+
+    def write(self, message: bytes) -> None:
+        if len(self._buffer) + len(message) > _MOST_QUEUED_BYTES:
+            self._bus._finalize(BusError("the bus takes no messages any more"))
+            return
+        self._buffer += message
+        if self._buffer and self._bus.greeted and self._bus.connected:
+            self._loop.add_writer(self._bus._fd, self._flush)
+
+    def _flush(self) -> None:
+        try:
+            sent = self._bus._sock.send(self._buffer[:_WRITE_BYTES])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._bus._finalize(error)
+            return
+        del self._buffer[:sent]
+        if not self._buffer:
+            self._loop.remove_writer(self._bus._fd)
+
+
+async def connect(on_call: OnCall | None = None) -> Bus:
     """To $DBUS_SYSTEM_BUS_ADDRESS or the well-known socket. Raises BusError."""
     bus = None
     try:
-        bus = _Bus(bus_type=BusType.SYSTEM)
-        bus._writer.sock = _PatientSocket(bus._sock)
-        return await bus.connect()
+        bus = Bus(on_call)
+        await bus.connect()
     except Exception as error:  # dbus-next has no common base for what connecting can raise
         if bus is not None:
             bus._stream.close()
             bus._sock.close()
         raise BusError(f"the system bus cannot be reached: {error}") from error
+    return bus
+
+
+def unmarshal(message: bytes) -> Message:
+    found: Message = Unmarshaller(io.BytesIO(message)).unmarshall()
+    return found
 
 
 async def call(
@@ -53,6 +185,7 @@ async def call(
     body: Sequence[object] = (),
     *,
     seconds: float = 25.0,
+    flags: MessageFlag = MessageFlag.NONE,
 ) -> list[Any]:
     """The reply's arguments. Raises BusError or RemoteError."""
     if not bus.connected:
@@ -64,6 +197,8 @@ async def call(
         member=member,
         signature=signature,
         body=list(body),
+        flags=flags,
+        serial=bus.next_serial(),
     )
     try:
         async with asyncio.timeout(seconds):
@@ -72,6 +207,8 @@ async def call(
         raise BusError(f"{destination} gave no answer to {member} in {seconds:.0f} s") from None
     except (EOFError, OSError) as error:
         raise BusError("the connection to the system bus is lost") from error
+    finally:
+        bus._method_return_handlers.pop(message.serial, None)  # the library would keep it for ever
     assert reply is not None, "a call without NO_REPLY_EXPECTED has a reply"
     if reply.message_type is MessageType.ERROR:
         text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
@@ -83,7 +220,7 @@ async def call_bus(
     bus: MessageBus, member: str, signature: str = "", body: Sequence[object] = ()
 ) -> list[Any]:
     """A method of the bus itself."""
-    return await call(bus, _BUS, "/org/freedesktop/DBus", _BUS, member, signature, body)
+    return await call(bus, BUS, "/org/freedesktop/DBus", BUS, member, signature, body)
 
 
 async def signal_process(pid: int, path: str, interface: str, member: str) -> None:
@@ -106,29 +243,4 @@ async def signal_process(pid: int, path: str, interface: str, member: str) -> No
             raise BusError(f"process {pid} is not on the system bus")
         await call_bus(bus, "GetId")  # answered after the signals have gone out
     finally:
-        bus.disconnect()  # type: ignore[no-untyped-call]
-
-
-class _Bus(MessageBus):
-    async def _auth_readline(self) -> str:
-        # The library's own spins for ever when the bus closes the connection here.
-        line = b""
-        while not line.endswith(b"\r\n"):
-            byte = await asyncio.get_running_loop().sock_recv(self._sock, 1)
-            if not byte:
-                raise BusError("the bus closed the connection during authentication")
-            line += byte
-        return line[:-2].decode()
-
-
-class _PatientSocket:
-    """A full socket buffer means "later". dbus-next takes it for the end of the connection."""
-
-    def __init__(self, real: socket.socket) -> None:
-        self._real = real
-
-    def send(self, data: memoryview) -> int:
-        try:
-            return self._real.send(data)
-        except BlockingIOError:
-            return 0
+        bus.disconnect()

@@ -109,6 +109,27 @@ class Hypervisor(Machine):
         self.spawn("bus", "dbus-daemon", "--system", "--nofork", "--nopidfile")
         self.wait_until(lambda: self.succeeds("test", "-S", "/run/dbus/system_bus_socket"))
 
+    def start_polkit(self) -> None:
+        """With the project's own actions and rules, as its packages install them."""
+        for name, folder in (("policy", "actions"), ("rules", "rules.d")):
+            text = (TREE / f"polkit/org.vnetd1.{name}").read_text()
+            self.write(f"/usr/share/polkit-1/{folder}/org.vnetd1.{name}", text)
+        self.spawn("polkit", "/usr/lib/polkit-1/polkitd")
+        self.wait_until(lambda: self.owns_name("org.freedesktop.PolicyKit1"))
+
+    def owns_name(self, name: str) -> bool:
+        """Whether somebody has this name on the bus."""
+        bus = ("org.freedesktop.DBus", "/", "org.freedesktop.DBus")
+        call = ("busctl", "--system", "call", *bus, "NameHasOwner", "s", name)
+        return self.run(*call) == "b true\n"
+
+    def monitor_bus(self, name: str, *matches: str) -> None:
+        """Every message that one of these rules matches goes to log(name), as JSON."""
+        already = self.log("bus").count("became a monitor")
+        rules = [word for rule in matches for word in ("--match", rule)]
+        self.spawn(name, "busctl", "--system", "--json=short", *rules, "monitor")
+        self.wait_until(lambda: self.log("bus").count("became a monitor") > already, what=name)
+
     def set_backend(self, backend: str) -> None:
         """libvirt's own choice of firewall; a libvirtd that runs keeps its old one."""
         self.write("/etc/libvirt/network.conf", f'firewall_backend = "{backend}"\n')
@@ -138,6 +159,12 @@ class Hypervisor(Machine):
     def tool(self, name: str) -> str:
         """A program of this tree."""
         return f"/usr/local/bin/{name}" if self._root else str(BIN / name)
+
+    def attempt_as(self, user: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        """As somebody of the box who is not root, but can reach this tree wherever it is."""
+        become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
+        reach = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+        return self.attempt(*become, *reach, *argv)
 
     def python(self, *argv: str) -> tuple[str, ...]:
         """How to run Python in the box with this tree and the libraries that vnetd runs with."""

@@ -8,7 +8,7 @@ TREE = Path(__file__).parents[2]
 
 
 def test_folders_of_files_hold_no_python() -> None:
-    for folder in ("dbus", "systemd", "etc", "packaging"):
+    for folder in ("dbus", "polkit", "systemd", "etc", "packaging"):
         assert (TREE / folder).is_dir()
         assert list((TREE / folder).rglob("*.py")) == []
 

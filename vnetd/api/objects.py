@@ -3,32 +3,98 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 from dbus_next.signature import Variant
 
 from vnetd import __version__
-from vnetd.api.names import MANAGER, NETWORK, ROOT, network_path
+from vnetd.api import names
 from vnetd.core import why
 from vnetd.core.actions import Action
-from vnetd.core.model import Cause
+from vnetd.core.model import Cause, State
+from vnetd.core.policy import Enforcement
 from vnetd.core.record import Record
 from vnetd.core.rules.iptables import family
-from vnetd.core.status import NetworkStatus, Status
+from vnetd.core.status import BridgeStatus, NetworkStatus, PortStatus, Status
 from vnetd.core.why import Answer
+from vnetd.errors import Problem
 
 Properties = dict[str, Variant]
-Objects = dict[str, dict[str, Properties]]
-"""Path → interface → properties."""
 
 
-def objects(status: Status) -> Objects:
-    found: Objects = {ROOT: {MANAGER: _manager(status)}}
-    for name, network in status.networks.items():
-        found[network_path(name)] = {NETWORK: _network(network)}
-    return found
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    id: int
+    kind: str
+    running: bool
+    done: int
+    total: int
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerStatus:
+    """What a Status says of the daemon as a whole."""
+
+    state: State
+    enforcement: Enforcement
+    reasons: tuple[str, ...]
+    libvirt: str
+    firewall: str
+    guard: str
+
+
+Fact = ManagerStatus | NetworkStatus | BridgeStatus | PortStatus | JobStatus
+
+
+def facts(status: Status) -> Iterator[tuple[str, Fact]]:
+    """What each object says, by its path."""
+    yield (
+        names.ROOT,
+        ManagerStatus(
+            status.state,
+            status.enforcement,
+            status.reasons,
+            status.libvirt,
+            status.firewall,
+            status.guard,
+        ),
+    )
+    for network in status.networks.values():
+        yield names.network_path(network.name), network
+    for bridge in status.bridges.values():
+        yield names.bridge_path(bridge.name), bridge
+    for port in status.ports.values():
+        yield names.port_path(port.device), port
+
+
+def interface(fact: Fact) -> str:
+    match fact:
+        case ManagerStatus():
+            return names.MANAGER
+        case NetworkStatus():
+            return names.NETWORK
+        case BridgeStatus():
+            return names.BRIDGE
+        case PortStatus():
+            return names.PORT
+        case JobStatus():
+            return names.JOB
+
+
+def properties(fact: Fact) -> Properties:
+    match fact:
+        case ManagerStatus():
+            return _manager(fact)
+        case NetworkStatus():
+            return _network(fact)
+        case BridgeStatus():
+            return _bridge(fact)
+        case PortStatus():
+            return _port(fact)
+        case JobStatus():
+            return _job(fact)
 
 
 def action(item: Action) -> Properties:
@@ -59,8 +125,10 @@ def answer(item: Answer) -> str:
     )
 
 
-def record(item: Record) -> Properties:
+def record(number: int, item: Record) -> Properties:
+    """number: its id in the history."""
     return {
+        "id": Variant("t", number),
         "time": Variant("s", item.time),
         "object": Variant("s", item.object),
         "drift": Variant("as", list(item.drift)),
@@ -82,30 +150,25 @@ def cause(item: Cause | None) -> Properties:
     }
 
 
-def changed(old: Mapping[str, Variant], new: Mapping[str, Variant]) -> Properties:
-    return {name: value for name, value in new.items() if old.get(name) != value}
+def problem(item: Problem) -> Properties:
+    return {
+        "file": Variant("s", item.file),
+        "line": Variant("u", item.line),
+        "key": Variant("s", item.key),
+        "wrong": Variant("s", item.wrong),
+        "right": Variant("s", item.right),
+    }
 
 
-def plain(value: Any) -> Any:
-    """Without the Variants: what JSON can carry."""
-    if isinstance(value, Variant):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    return value
-
-
-def _manager(status: Status) -> Properties:
+def _manager(manager: ManagerStatus) -> Properties:
     return {
         "Version": Variant("s", __version__),
-        "State": Variant("s", status.state.value),
-        "Mode": Variant("s", status.enforcement.value),
-        "Reasons": Variant("as", list(status.reasons)),
-        "Libvirt": Variant("s", status.libvirt),
-        "Firewall": Variant("s", status.firewall),
-        "Guard": Variant("s", status.guard),
+        "State": Variant("s", manager.state.value),
+        "Mode": Variant("s", manager.enforcement.value),
+        "Reasons": Variant("as", list(manager.reasons)),
+        "Libvirt": Variant("s", manager.libvirt),
+        "Firewall": Variant("s", manager.firewall),
+        "Guard": Variant("s", manager.guard),
     }
 
 
@@ -123,4 +186,49 @@ def _network(network: NetworkStatus) -> Properties:
         "Guard": Variant("s", network.guard),
         "Drift": Variant("as", list(network.drift)),
         "Reasons": Variant("as", list(network.reasons)),
+    }
+
+
+def _bridge(bridge: BridgeStatus) -> Properties:
+    return {
+        "Name": Variant("s", bridge.name),
+        "State": Variant("s", bridge.state.value),
+        "Kept": Variant("s", bridge.kept.value),
+        "Networks": Variant("as", list(bridge.networks)),
+        "Present": Variant("b", bridge.present),
+        "Up": Variant("b", bridge.up),
+        "MAC": Variant("s", bridge.mac),
+        "MTU": Variant("u", bridge.mtu),
+        "STP": Variant("b", bridge.stp),
+        "Addresses": Variant("as", list(bridge.addresses)),
+        "Ports": Variant("as", list(bridge.ports)),
+        "Drift": Variant("as", list(bridge.drift)),
+        "Reasons": Variant("as", list(bridge.reasons)),
+    }
+
+
+def _port(port: PortStatus) -> Properties:
+    forwarding = "" if port.forwarding is None else port.forwarding.name.lower()
+    return {
+        "Device": Variant("s", port.device),
+        "State": Variant("s", port.state.value),
+        "Domain": Variant("s", port.domain),
+        "Network": Variant("s", port.network),
+        "Bridge": Variant("s", port.bridge),
+        "Plugged": Variant("b", port.plugged),
+        "MAC": Variant("s", port.mac),
+        "Isolated": Variant("b", port.isolated),
+        "Forwarding": Variant("s", forwarding),
+        "Drift": Variant("as", list(port.drift)),
+    }
+
+
+def _job(job: JobStatus) -> Properties:
+    return {
+        "Id": Variant("u", job.id),
+        "Kind": Variant("s", job.kind),
+        "State": Variant("s", "running" if job.running else "waiting"),
+        "Done": Variant("u", job.done),
+        "Total": Variant("u", job.total),
+        "Step": Variant("s", job.step),
     }

@@ -10,6 +10,7 @@ from vnetd.core import record as r
 from vnetd.errors import BackendError
 
 _MOST_RECORDS = 10_000
+_MOST_ID = (1 << 63) - 1
 
 
 class History:
@@ -26,23 +27,28 @@ class History:
         except sqlite3.Error as error:
             raise BackendError(f"history {path}: {error}") from error
 
-    def append(self, record: r.Record) -> None:
-        """Raises BackendError, for example on a full disk."""
+    def append(self, record: r.Record) -> int:
+        """Its id: they grow, and none is used again. Raises BackendError, as on a full disk."""
         text = json.dumps(r.to_json(record), ensure_ascii=False)
         try:
             cursor = self._database.execute("INSERT INTO record (json) VALUES (?)", (text,))
-            oldest = (cursor.lastrowid or 0) - _MOST_RECORDS
-            self._database.execute("DELETE FROM record WHERE id <= ?", (oldest,))
+            number = cursor.lastrowid or 0
+            self._database.execute("DELETE FROM record WHERE id <= ?", (number - _MOST_RECORDS,))
         except sqlite3.Error as error:
             raise BackendError(f"history: {error}") from error
+        return number
 
-    def read(self) -> list[r.Record]:
-        """Oldest first. Raises BackendError."""
+    def read(self, before: int, limit: int) -> list[tuple[int, r.Record]]:
+        """Ids and records: the last ones before that id (0: of all), oldest first. Raises
+        BackendError.
+        """
+        below = min(before or _MOST_ID, _MOST_ID)
+        select = "SELECT id, json FROM record WHERE id < ? ORDER BY id DESC LIMIT ?"
         try:
-            rows = self._database.execute("SELECT json FROM record ORDER BY id").fetchall()
+            rows = self._database.execute(select, (below, limit)).fetchall()
         except sqlite3.Error as error:
             raise BackendError(f"history: {error}") from error
-        return [r.from_json(json.loads(text)) for (text,) in rows]
+        return [(number, r.from_json(json.loads(text))) for number, text in reversed(rows)]
 
     def close(self) -> None:
         self._database.close()

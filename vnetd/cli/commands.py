@@ -6,46 +6,49 @@ import argparse
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import MessageType
 from dbus_next.message import Message
 
 from vnetd import sysbus
 from vnetd.api import names
-from vnetd.api.objects import plain
+from vnetd.api.names import DBUS_ERROR, ERROR
 from vnetd.cli import render
+from vnetd.cli.client import Daemon, plain
 from vnetd.cli.codes import DRIFTED, FAILED, OK
 from vnetd.errors import BackendError
 
-_DBUS_ERROR = "org.freedesktop.DBus.Error"
 UNREACHABLE_ERRORS = (
-    f"{_DBUS_ERROR}.ServiceUnknown",
-    f"{_DBUS_ERROR}.NameHasNoOwner",
-    f"{_DBUS_ERROR}.NoReply",
-    f"{_DBUS_ERROR}.Disconnected",
+    f"{DBUS_ERROR}.ServiceUnknown",
+    f"{DBUS_ERROR}.NameHasNoOwner",
+    f"{DBUS_ERROR}.NoReply",
+    f"{DBUS_ERROR}.Disconnected",
 )
-REFUSED_ERRORS = ("org.vnetd1.Error.NotAuthorized", f"{_DBUS_ERROR}.AccessDenied")
-# Starting one network takes libvirt a second; a first pass starts all of them.
+REFUSED_ERRORS = (
+    f"{ERROR}.NotAuthorized",
+    f"{DBUS_ERROR}.AccessDenied",
+    f"{DBUS_ERROR}.InteractiveAuthorizationRequired",
+)
+# A look at a host with hundreds of networks, behind a pass that starts them all.
 _LONG_SECONDS = 600.0
+_PAGE = 100
 
 
 async def status(arguments: argparse.Namespace) -> int:
-    bus = await sysbus.connect()
-    manager = await _properties(bus)
-    (objects,) = await sysbus.call(
-        bus, names.BUS_NAME, names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects"
-    )
-    networks = [plain(found[names.NETWORK]) for found in objects.values()]
-    networks.sort(key=lambda network: str(network["Name"]))
-    if arguments.network is not None:
-        networks = [network for network in networks if network["Name"] == arguments.network]
-        if not networks:
-            render.complain(f"there is no network {arguments.network}; see: vnetctl status")
-            return FAILED
+    async with _connected() as vnetd:
+        manager = await vnetd.properties(names.ROOT, names.MANAGER)
+        if arguments.network is not None:
+            (path,) = await vnetd.manager("GetNetwork", "s", [arguments.network])
+            networks = [await vnetd.properties(path, names.NETWORK)]
+        else:
+            (objects,) = await vnetd.call(names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects")
+            found = [item[names.NETWORK] for item in objects.values() if names.NETWORK in item]
+            networks = sorted(map(plain, found), key=lambda network: str(network["Name"]))
     if arguments.json:
         render.print_json({**manager, "Networks": networks})
     elif arguments.network is not None:
@@ -69,12 +72,42 @@ async def plan(arguments: argparse.Namespace) -> int:
 
 
 async def reconcile(arguments: argparse.Namespace) -> int:
-    (state,) = await _call("Reconcile", seconds=_LONG_SECONDS)
+    async with _connected() as vnetd:
+        result, detail = await _finish(vnetd, "Reconcile")
+    if result != "done":
+        render.complain(f"the pass failed: {detail}")
+        return FAILED
     if arguments.json:
-        render.print_json({"State": state})
+        render.print_json({"State": detail})
     else:
-        print(state)
-    return FAILED if state in ("drifted", "degraded") else OK
+        print(detail)
+    return FAILED if detail in ("drifted", "degraded") else OK
+
+
+async def _finish(vnetd: Daemon, member: str) -> tuple[str, str]:
+    """Start a job and wait for its end: its result and detail."""
+    ended: dict[str, tuple[str, str]] = {}
+    heard = asyncio.Event()
+
+    def on_signal(message: Message) -> None:
+        if message.member == "JobRemoved":
+            _, path, result, detail = message.body
+            ended[path] = (result, detail)
+            heard.set()
+        elif message.member == "PropertiesChanged" and sys.stderr.isatty():
+            render.print_progress(plain(message.body[1]))
+
+    await vnetd.hear(on_signal, names.MANAGER, names.ROOT)
+    await vnetd.hear(on_signal, names.PROPERTIES, f"{names.ROOT}/job")
+    (job,) = await vnetd.manager(member)
+
+    async def end() -> None:
+        while job not in ended:
+            heard.clear()
+            await heard.wait()
+
+    await vnetd.until(end())
+    return ended[job]
 
 
 async def reload(arguments: argparse.Namespace) -> int:
@@ -83,7 +116,7 @@ async def reload(arguments: argparse.Namespace) -> int:
 
 
 async def pause(arguments: argparse.Namespace) -> int:
-    await _call("Pause", "u", [arguments.seconds])
+    await _call("Pause", "t", [arguments.seconds])
     return _done(arguments)
 
 
@@ -93,10 +126,16 @@ async def resume(arguments: argparse.Namespace) -> int:
 
 
 async def history(arguments: argparse.Namespace) -> int:
-    (records,) = await _call("History")
-    found = plain(records)
-    if arguments.lines is not None:
-        found = found[-arguments.lines :] if arguments.lines > 0 else []
+    found: deque[dict[str, Any]] = deque()
+    wanted = arguments.lines
+    async with _connected() as vnetd:
+        while wanted is None or len(found) < wanted:
+            limit = _PAGE if wanted is None else min(_PAGE, wanted - len(found))
+            before = found[0]["id"] if found else 0
+            (records,) = await vnetd.manager("HistoryPage", "tu", [before, limit])
+            if not records:
+                break
+            found.extendleft(reversed(plain(records)))
     if arguments.json:
         for record in found:
             render.print_json_line(render.record(record))
@@ -134,44 +173,37 @@ async def _probe(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 async def watch(arguments: argparse.Namespace) -> int:
     """Until the daemon's bus goes away or the user ends it."""
-    bus = await sysbus.connect()
-    await _properties(bus)  # says at once if there is no daemon
 
-    def on_message(message: Message) -> bool:
-        if message.message_type is MessageType.SIGNAL and message.interface == names.MANAGER:
-            body = [plain(item) for item in message.body]
-            if arguments.json:
-                render.print_json_line(render.signal(str(message.member), body))
-            else:
-                render.print_signal(str(message.member), body)
-        return False
+    def on_signal(message: Message) -> None:
+        if message.member == "JobRemoved":
+            return  # no change by itself
+        body = [plain(item) for item in message.body]
+        if arguments.json:
+            render.print_json_line(render.signal(str(message.member), body))
+        else:
+            render.print_signal(str(message.member), body)
 
-    bus.add_message_handler(on_message)
-    # The bus resolves the name to its owner: a look-alike signal of somebody else does not match.
-    rule = f"type='signal',sender='{names.BUS_NAME}',interface='{names.MANAGER}'"
-    await sysbus.call_bus(bus, "AddMatch", "s", [rule])
-    try:
-        await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-    except (EOFError, OSError, asyncio.IncompleteReadError) as error:
-        raise sysbus.BusError("the connection to the system bus is lost") from error
+    async with _connected() as vnetd:
+        await vnetd.properties(names.ROOT, names.MANAGER)  # says at once if there is no daemon
+        await vnetd.hear(on_signal, names.MANAGER, names.ROOT)
+        await vnetd.until(asyncio.Event().wait(), whoever=True)
     return OK
+
+
+@asynccontextmanager
+async def _connected() -> AsyncIterator[Daemon]:
+    bus = await sysbus.connect()
+    try:
+        yield Daemon(bus)
+    finally:
+        bus.disconnect()  # type: ignore[no-untyped-call]
 
 
 async def _call(
     member: str, signature: str = "", body: Sequence[object] = (), *, seconds: float = 25.0
 ) -> list[Any]:
-    bus = await sysbus.connect()
-    return await sysbus.call(
-        bus, names.BUS_NAME, names.ROOT, names.MANAGER, member, signature, body, seconds=seconds
-    )
-
-
-async def _properties(bus: MessageBus) -> dict[str, Any]:
-    (values,) = await sysbus.call(
-        bus, names.BUS_NAME, names.ROOT, names.PROPERTIES, "GetAll", "s", [names.MANAGER]
-    )
-    found: dict[str, Any] = plain(values)
-    return found
+    async with _connected() as vnetd:
+        return await vnetd.manager(member, signature, body, seconds=seconds)
 
 
 def _done(arguments: argparse.Namespace) -> int:

@@ -36,14 +36,29 @@ def problem(item: Problem) -> dict[str, object]:
 
 def record(item: Mapping[str, Any]) -> dict[str, object]:
     """A record of the bus as the history's JSON has it."""
-    return {**item, "cause": _cause(item["cause"])}
+    return {
+        key: _cause(value) if key == "cause" else value
+        for key, value in item.items()
+        if key != "id"
+    }
 
 
 def signal(member: str, body: Sequence[Any]) -> dict[str, object]:
-    if member == "DriftDetected":
-        object_, drift, cause = body
-        return {"signal": member, "object": object_, "drift": drift, "cause": _cause(cause)}
-    return {"signal": member, **record(body[1])}
+    match member, body:
+        case "DriftDetected", (object_, drift, cause):
+            return {"signal": member, "object": object_, "drift": drift, "cause": _cause(cause)}
+        case "PolicyLoaded", (files, networks):
+            return {"signal": member, "files": files, "networks": networks}
+        case "PolicyRejected", (problems,):
+            return {"signal": member, "problems": problems}
+        case _:
+            return {"signal": member, **record(body[1])}
+
+
+def print_progress(job: Mapping[str, Any]) -> None:
+    """To the terminal, not into what is printed."""
+    if job.get("Step"):
+        print(f"  {clean(job['Step'])}", file=sys.stderr, flush=True)
 
 
 def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
@@ -152,13 +167,17 @@ def print_history(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_signal(member: str, body: Sequence[Any]) -> None:
-    if member == "DriftDetected":
-        object_, drift, cause = body
-        by = f" by {_who(cause)}" if cause else ""
-        text = f"{object_}  broken{by}: {few(drift, between='; ')}"
-    else:
-        item = body[1]
-        text = f"{item['object']}  {_outcome(item)}: {'; '.join(item['actions'])}"
+    match member, body:
+        case "DriftDetected", (object_, drift, cause):
+            by = f" by {_who(cause)}" if cause else ""
+            text = f"{object_}  broken{by}: {few(drift, between='; ')}"
+        case "PolicyLoaded", (files, networks):
+            text = f"policy  loaded: {networks} networks from {', '.join(files) or 'no file'}"
+        case "PolicyRejected", (problems,):
+            text = "policy  rejected: " + "; ".join(str(Problem(**item)) for item in problems)
+        case _:
+            item = body[1]
+            text = f"{item['object']}  {_outcome(item)}: {'; '.join(item['actions'])}"
     print(clean(text), flush=True)
 
 

@@ -261,3 +261,7 @@ FIREWALL_OBJECT = "firewall"
 def network_object(name: str) -> str:
     """The name under which records, signals and logs speak of a network."""
     return f"network/{name}"
+
+
+def bridge_object(name: str) -> str:
+    return f"bridge/{name}"

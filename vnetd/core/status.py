@@ -7,8 +7,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vnetd.core.diff import Diff
-from vnetd.core.keep import guard
-from vnetd.core.model import Definition, Held, Mode, Observed, State, network_object
+from vnetd.core.keep import bridges as b
+from vnetd.core.keep import guard, taps
+from vnetd.core.keep.networks import BridgeMissing
+from vnetd.core.link import PortState
+from vnetd.core.model import (
+    Definition,
+    Held,
+    IfName,
+    Mode,
+    Observed,
+    State,
+    bridge_object,
+    network_object,
+)
 from vnetd.core.policy import Enforcement, Policy
 
 
@@ -38,6 +50,41 @@ class NetworkStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class BridgeStatus:
+    """A bridge of the host that libvirt's networks use, whoever made it."""
+
+    name: str
+    state: State
+    kept: Kept
+    networks: tuple[str, ...]
+    present: bool
+    up: bool
+    mac: str
+    mtu: int
+    stp: bool
+    addresses: tuple[str, ...]
+    ports: tuple[str, ...]
+    drift: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatus:
+    """A running guest's tap. bridge: where it must be; "" while its network is not active."""
+
+    device: str
+    state: State
+    domain: str
+    network: str
+    bridge: str
+    plugged: bool
+    mac: str
+    isolated: bool
+    forwarding: PortState | None
+    drift: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     state: State
     enforcement: Enforcement
@@ -46,6 +93,8 @@ class Status:
     firewall: str
     guard: str
     networks: Mapping[str, NetworkStatus]
+    bridges: Mapping[str, BridgeStatus]
+    ports: Mapping[str, PortStatus]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +134,9 @@ def status(policy: Policy, observed: Observed, found: Diff, now: Circumstances) 
             drift=drift,
             reasons=reasons,
         )
+    bridges = _bridges(observed, found, now, networks, per_object, observing=observing)
     states = [network.state for network in networks.values()]
+    states += [bridge.state for bridge in bridges.values()]
     for drift, reasons in per_object.values():
         troubles += reasons
         states.append(_state(drift, reasons, now, observing=observing))
@@ -97,7 +148,85 @@ def status(policy: Policy, observed: Observed, found: Diff, now: Circumstances) 
         firewall=str(world or ""),
         guard=_GUARD[observed.guard.held if observed.guard else None],
         networks=networks,
+        bridges=bridges,
+        ports=_ports(observed, found, now, observing=observing),
     )
+
+
+def _bridges(
+    observed: Observed,
+    found: Diff,
+    now: Circumstances,
+    networks: Mapping[str, NetworkStatus],
+    per_object: _PerObject,
+    *,
+    observing: bool,
+) -> dict[str, BridgeStatus]:
+    users: dict[str, list[NetworkStatus]] = {}
+    for network in networks.values():
+        if network.bridge:
+            users.setdefault(network.bridge, []).append(network)
+    flaws: dict[str, list[str]] = {}
+    for item in found.drift:
+        if isinstance(item, BridgeMissing | b.BridgeDiffers | b.AddressMissing):
+            flaws.setdefault(item.bridge, []).append(str(item))
+    links = observed.links or {}
+    plugged: dict[str, list[str]] = {}
+    for link in links.values():
+        if link.master is not None:
+            plugged.setdefault(link.master, []).append(link.name)
+    bridges = {}
+    for name in sorted(users):
+        bridge = links.get(IfName(name))
+        own, reasons = per_object.pop(bridge_object(name), ((), ()))
+        drift = (*own, *flaws.get(name, ()))
+        makers = [network.kept for network in users[name] if Mode(network.mode).has_own_bridge]
+        bridges[name] = BridgeStatus(
+            name=name,
+            state=_state(drift, reasons, now, observing=observing),
+            kept=makers[0] if makers else Kept.IGNORED,
+            networks=tuple(network.name for network in users[name]),
+            present=bridge is not None,
+            up=bridge.up if bridge else False,
+            mac=bridge.mac if bridge else "",
+            mtu=bridge.mtu if bridge else 0,
+            stp=bridge.bridge.stp if bridge and bridge.bridge else False,
+            addresses=tuple(sorted(str(a) for a in bridge.addresses)) if bridge else (),
+            ports=tuple(sorted(plugged.get(name, ()))),
+            drift=drift,
+            reasons=reasons,
+        )
+    return bridges
+
+
+def _ports(
+    observed: Observed, found: Diff, now: Circumstances, *, observing: bool
+) -> dict[str, PortStatus]:
+    if observed.libvirt is None:
+        return {}
+    flaws: dict[str, list[str]] = {}
+    for item in found.drift:
+        if isinstance(item, taps.Unplugged | taps.Unrecorded):
+            flaws.setdefault(item.tap, []).append(str(item))
+    networks, links = observed.libvirt.networks, observed.links or {}
+    ports: dict[str, PortStatus] = {}
+    for tap in sorted(observed.libvirt.taps, key=lambda tap: tap.device):
+        network, link = networks.get(tap.network), links.get(tap.device)
+        bridge = network.live.bridge if network and network.live else None
+        drift = tuple(flaws.get(tap.device, ()))
+        ports[tap.device] = PortStatus(
+            device=tap.device,
+            state=_state(drift, (), now, observing=observing),
+            domain=tap.domain,
+            network=tap.network,
+            bridge=bridge or "",
+            plugged=link is not None and link.master is not None and link.master == bridge,
+            mac=tap.mac,
+            isolated=tap.isolated,
+            forwarding=link.port.state if link and link.port else None,
+            drift=drift,
+        )
+    return ports
 
 
 _SEVERITY = (State.PAUSED, State.DEGRADED, State.DRIFTED, State.HEALING, State.CONVERGED)
@@ -119,9 +248,11 @@ def _state(
     return State.CONVERGED
 
 
-def _per_object(
-    found: Diff, now: Circumstances
-) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+_PerObject = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""Object → drift, reasons."""
+
+
+def _per_object(found: Diff, now: Circumstances) -> _PerObject:
     drift: dict[str, list[str]] = {}
     reasons: dict[str, list[str]] = {}
     for item in found.drift:

@@ -29,7 +29,7 @@ from vnetd.core.packets.evaluate import Decision
 from vnetd.core.packets.firewall import Field, Firewall, Match, Rule, network_span
 from vnetd.core.rules.iptables import family
 from vnetd.core.wording import few
-from vnetd.errors import VnetdError
+from vnetd.errors import NoSuchNetwork, VnetdError
 
 _MOST_TRIED = 1024
 
@@ -136,7 +136,7 @@ def question(observed: Observed, subject: str, destination: str) -> Question:
         taps = [tap for tap in libvirt.taps if tap.domain == subject]
         if not taps or taps[0].network not in libvirt.networks:
             wrong = f"{subject} is neither a network nor a running guest on one"
-            raise VnetdError(f"{wrong}; see: vnetctl status, virsh list")
+            raise NoSuchNetwork(f"{wrong}; see: vnetctl status, virsh list")
         guest, network = subject, libvirt.networks[taps[0].network]
     return Question(network.name, network.live, guest, to)
 

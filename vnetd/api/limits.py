@@ -1,0 +1,96 @@
+"""What one user of the bus may cost the daemon. Anybody can reach it; nobody may keep it busy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+# Calls a second, and how many may be saved up. What looks at the whole host costs more than 1.
+RATE, BURST = 100.0, 300.0
+# A daemon of root's that has gone wild must not keep vnetd from healing either.
+_ROOTS_SHARE = 10
+ANSWER_BYTES = 16384
+"""So much of an answer costs as much as a call."""
+
+PENDING_CALLS, PENDING_CALLS_OF_ALL = 64, 256
+PENDING_QUESTIONS = 4
+"""Passwords that one user is asked for at the same time."""
+_STRANGERS_CALLS = 16
+_MOST_KNOWN = 1024
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+@dataclass(slots=True)
+class Account:
+    """Of one user, or of one connection whose user the bus has not told yet (rate 0)."""
+
+    tokens: float
+    at: float
+    rate: float
+    burst: float
+    pending: int = 0
+    questions: int = 0
+
+    def charge(self, cost: float) -> None:
+        self.tokens -= cost
+
+
+class Limits:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """clock: seconds, monotonic."""
+        self._clock = clock
+        self._users: dict[str, int] = {}
+        self._accounts: dict[int | str, Account] = {}
+        self._pending = 0
+
+    def user(self, sender: str) -> int | None:
+        return self._users.get(sender)
+
+    def learn(self, sender: str, uid: int) -> None:
+        """The bus has told whose connection this is."""
+        self._accounts.pop(sender, None)
+        _make_room(self._users)
+        self._users[sender] = uid
+
+    def admit(self, sender: str) -> Account | None:
+        """The account to give back to done(); None for a call that is one too many."""
+        account = self._account(sender)
+        now = self._clock()
+        account.tokens = min(account.burst, account.tokens + (now - account.at) * account.rate)
+        account.at = now
+        if account.tokens < 1 or account.pending >= PENDING_CALLS:
+            return None
+        if self._pending >= PENDING_CALLS_OF_ALL:
+            return None
+        account.tokens -= 1
+        account.pending += 1
+        self._pending += 1
+        return account
+
+    def done(self, account: Account) -> None:
+        account.pending -= 1
+        self._pending -= 1
+
+    def forget(self) -> None:
+        """Another bus: its names are others."""
+        self._users.clear()
+        self._accounts.clear()
+
+    def _account(self, sender: str) -> Account:
+        uid = self._users.get(sender)
+        key = sender if uid is None else uid
+        if key not in self._accounts:
+            _make_room(self._accounts)
+            share = _ROOTS_SHARE if uid == 0 else 1
+            rate, burst = (0.0, _STRANGERS_CALLS) if uid is None else (RATE * share, BURST * share)
+            self._accounts[key] = Account(burst, self._clock(), rate, burst)
+        return self._accounts[key]
+
+
+def _make_room(known: dict[_K, _V]) -> None:
+    """Names of connections are never used again, so the oldest go."""
+    while len(known) >= _MOST_KNOWN:
+        del known[next(iter(known))]
