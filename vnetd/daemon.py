@@ -16,7 +16,7 @@ from pathlib import Path
 
 from systemd import daemon as systemd
 
-from vnetd import journal, sysbus
+from vnetd import entries, sysbus
 from vnetd.api.service import Service
 from vnetd.backends import files, scene
 from vnetd.backends.dnsmasq import Dnsmasq
@@ -31,10 +31,9 @@ from vnetd.core import policy as policy_core
 from vnetd.core import why
 from vnetd.core.actions import Action
 from vnetd.core.model import Cause
-from vnetd.core.record import Outcome, Record
+from vnetd.core.record import Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer
-from vnetd.core.wording import few
 from vnetd.errors import BackendError, PolicyError
 from vnetd.instance import Instance
 from vnetd.reconcile import Progress, Reconciler
@@ -49,14 +48,6 @@ _READY_SECONDS = 2.0
 _GUARD_FD = "guard"
 # A pass that takes longer hangs: the watchdog is then fed no more.
 _LONGEST_PASS_SECONDS = 120.0
-
-# journalctl MESSAGE_ID=…: stable for ever.
-_MESSAGE_IDS = {
-    Outcome.REPAIRED: "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a01",
-    Outcome.FAILED: "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a02",
-    Outcome.CONFLICT: "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a03",
-}
-_DRIFT_MESSAGE_ID = "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a04"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +88,10 @@ class _Daemon:
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
         self._reconciler = Reconciler(self._backends, self, clock, self._libvirtd.leaving)
         self._reconciler.observe_only = options.observe
-        self._history = self._open_history()
+        self._history = History(options.state / "history.sqlite")
+        for text in self._history.troubles:
+            entries.history_lost(text)
+        self._reconciler.trouble("history", self._history.troubles)
         self._service = Service(self, self._reconciler.trouble)
         self._published = asyncio.Event()
         self._status_line = ""
@@ -154,11 +148,11 @@ class _Daemon:
             systemd.notify("READY=1")
 
     def pause(self, seconds: float) -> None:
-        log.info("paused for %d s", seconds)
+        entries.paused(seconds)
         self._reconciler.pause(seconds)
 
     def resume(self) -> None:
-        log.info("resumed")
+        entries.resumed()
         self._reconciler.resume()
 
     def history(self, before: int, limit: int) -> Sequence[tuple[int, Record]]:
@@ -177,36 +171,19 @@ class _Daemon:
         if line != self._status_line:
             self._status_line = line
             systemd.notify(f"STATUS={line}")
-            log.info("state: %s", line)
+            entries.state(status.state, line)
+        self._history.flush()  # what could not be written before
+        self._reconciler.trouble("history", self._history.troubles)
 
     def drift_detected(self, object_: str, drift: Sequence[str], cause: Cause | None) -> None:
         self._service.drift_detected(object_, drift, cause)
-        by = f", by {cause}" if cause else ""
-        extra = journal.fields(object=object_, drift="; ".join(drift), culprit=cause or "")
-        extra["vnetd"]["MESSAGE_ID"] = _DRIFT_MESSAGE_ID
-        log.warning("%s: %s%s", object_, few(drift, between="; "), by, extra=extra)
+        entries.drift_detected(object_, drift, cause)
 
     def recorded(self, record: Record) -> None:
-        number = 0
-        try:
-            number = self._history.append(record)
-        except BackendError as error:
-            self._reconciler.trouble("history", [str(error)])
-        else:
-            self._reconciler.trouble("history", [])
+        number = self._history.append(record)
+        self._reconciler.trouble("history", self._history.troubles)
         self._service.recorded(number, record)
-        extra = journal.fields(
-            object=record.object,
-            network=record.object.removeprefix("network/"),
-            drift="; ".join(record.drift),
-            culprit=record.cause or "",
-            actions="; ".join(record.actions),
-            ms=record.ms,
-            outcome=record.outcome.value,
-        )
-        extra["vnetd"]["MESSAGE_ID"] = _MESSAGE_IDS[record.outcome]
-        what = "; ".join(record.actions or record.drift)
-        log.info("%s: %s in %d ms: %s", record.object, record.outcome, record.ms, what, extra=extra)
+        entries.recorded(record)
 
     # -- policy
 
@@ -235,14 +212,14 @@ class _Daemon:
                 raise PolicyError([files.missing(main)])
             policy = policy_core.parse(texts) if texts else policy_core.Policy(present=False)
         except PolicyError as error:
-            for problem in error.problems:
-                log.error("policy: %s", problem)
+            entries.policy_rejected(error.problems)
             self._reconciler.trouble("policy", [f"policy: {p}" for p in error.problems])
             self._service.policy_rejected(error.problems)
             raise
         self._reconciler.trouble("policy", [])
+        self._history.retention = policy.history
         if policy != self._reconciler.policy:
-            log.info("policy: %d networks from %d files", len(policy.networks), len(texts))
+            entries.policy_loaded(len(policy.networks), len(texts))
             self._reconciler.load(policy)
             self._service.policy_loaded([text.file for text in texts], len(policy.networks))
 
@@ -255,17 +232,6 @@ class _Daemon:
             wrong = f"libvirt cannot be told to install its rules again: {error}"
             raise BackendError(wrong) from error
         self._libvirtd.expect_chains()
-
-    def _open_history(self) -> History:
-        path = self._options.state / "history.sqlite"
-        try:
-            self._options.state.mkdir(parents=True, exist_ok=True)
-            return History(path)
-        except (OSError, BackendError) as error:
-            text = f"history is kept in memory only: {error}"
-            log.warning("%s", text)
-            self._reconciler.trouble("history", [text])
-            return History(None)
 
     # -- systemd
 

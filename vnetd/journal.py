@@ -6,6 +6,7 @@ read, and the whole daemon would stand still with it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -13,22 +14,42 @@ import struct
 import sys
 from contextlib import suppress
 
+from vnetd.core.wording import printable
+
 SOCKET = "/run/systemd/journal/socket"
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+_DAEMON_FACILITY = 3
+# Of an entry that is too large for a datagram, so much of each field.
+_MOST_BYTES = 4096
 
 
 def set_up(level: str) -> None:
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s", newline="\n    "))
     if _stderr_is_journal():
         handler = JournalHandler()
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-def fields(**values: object) -> dict[str, dict[str, object]]:
-    """For a log call's extra: each keyword becomes the journal field VNETD_KEYWORD."""
-    return {"vnetd": {f"VNETD_{key.upper()}": value for key, value in values.items()}}
+def fields(message_id: str, **values: object) -> dict[str, dict[str, object]]:
+    """For a log call's extra: each keyword becomes the journal field VNETD_KEYWORD, unless "".
+
+    Nothing in them but what can be printed, on one line.
+    """
+    found = {f"VNETD_{key.upper()}": printable(str(value)) for key, value in values.items()}
+    return {"vnetd": {"MESSAGE_ID": message_id, **{k: v for k, v in found.items() if v}}}
+
+
+class _Formatter(logging.Formatter):
+    """newline: what a line begins with that is not the first; so no name can forge an entry."""
+
+    def __init__(self, text: str, newline: str = "\n") -> None:
+        super().__init__(text)
+        self._newline = newline
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n").replace("\n", self._newline)
 
 
 class JournalHandler(logging.Handler):
@@ -37,7 +58,7 @@ class JournalHandler(logging.Handler):
     def __init__(self, path: str = SOCKET) -> None:
         super().__init__()
         # basicConfig() gives a handler without a format one that repeats level and logger.
-        self.setFormatter(logging.Formatter("%(message)s"))
+        self.setFormatter(_Formatter("%(message)s"))
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
@@ -47,22 +68,34 @@ class JournalHandler(logging.Handler):
             "MESSAGE": self.format(record),
             "PRIORITY": _PRIORITY.get(record.levelno, 6),
             "SYSLOG_IDENTIFIER": "vnetd",
+            "SYSLOG_FACILITY": _DAEMON_FACILITY,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": record.lineno,
+            "CODE_FUNC": record.funcName,
             "LOGGER": record.name,
             **getattr(record, "vnetd", {}),
         }
         with suppress(OSError):  # there is nowhere left to say so
-            self._socket.sendto(encode(entry), self._path)
+            try:
+                self._socket.sendto(encode(entry), self._path)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                self._socket.sendto(encode(entry, most=_MOST_BYTES), self._path)
 
     def close(self) -> None:
         self._socket.close()
         super().close()
 
 
-def encode(entry: dict[str, object]) -> bytes:
-    """Each field as NAME, newline, 64-bit little-endian length, value, newline."""
+def encode(entry: dict[str, object], most: int | None = None) -> bytes:
+    """Each field as NAME, newline, 64-bit little-endian length, value, newline.
+
+    most: bytes of each value; the rest is cut off.
+    """
     parts = []
     for name, value in entry.items():
-        data = str(value).encode(errors="replace")
+        data = str(value).encode(errors="replace")[:most]
         parts += [name.encode(), b"\n", struct.pack("<Q", len(data)), data, b"\n"]
     return b"".join(parts)
 

@@ -28,6 +28,7 @@ def test_install_and_remove(tmp_path: Path) -> None:
         "usr/lib/systemd/system/vnetd-libvirt-status.socket",
         "usr/lib/systemd/system/vnetd-libvirt-status@.service",
         "usr/lib/sysusers.d/vnetd.conf",
+        "usr/lib/systemd/catalog/vnetd.catalog",
         "usr/lib/tmpfiles.d/vnetd.conf",
         "usr/share/polkit-1/rules.d/vnetd.rules",
         "usr/share/doc/vnetd/iptables-legacy.conf",

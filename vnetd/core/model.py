@@ -265,3 +265,9 @@ def network_object(name: str) -> str:
 
 def bridge_object(name: str) -> str:
     return f"bridge/{name}"
+
+
+def network_of(object_: str) -> str | None:
+    """None: it is of no network alone."""
+    name = object_.removeprefix(network_object(""))
+    return name if name != object_ else None

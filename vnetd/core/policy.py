@@ -11,7 +11,9 @@ from typing import Any
 import tomli
 
 from vnetd.core import policy_values as values
+from vnetd.core import retention
 from vnetd.core.model import Address, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
+from vnetd.core.retention import Retention
 from vnetd.core.toml_lines import Path, line_of, locate
 from vnetd.core.toml_table import Table, nearest, shown
 from vnetd.errors import PolicyError, Problem
@@ -94,6 +96,7 @@ class Policy:
     enforcement: Enforcement = Enforcement.ENFORCE
     unlisted: Unlisted = Unlisted.PROTECT
     resync: float = 300.0
+    history: Retention = field(default_factory=Retention)
     coexist: frozenset[Coexist] = frozenset(Coexist)
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
     present: bool = True
@@ -161,6 +164,7 @@ def _policy(root: Table) -> Policy:
     enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
     unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
     resync = general.parsed("resync", values.duration, 'write a duration such as "5min"')
+    history = retention.parse(general.table("history", "write history.records and history.days"))
     coexist: Iterable[Coexist] = Coexist
     if "coexist" in general:
         coexist = general.list("coexist", _coexist, " or ".join(f'"{item}"' for item in Coexist))
@@ -183,6 +187,7 @@ def _policy(root: Table) -> Policy:
         enforcement=enforcement or Enforcement.ENFORCE,
         unlisted=unlisted or Unlisted.PROTECT,
         resync=resync or Policy().resync,
+        history=history,
         coexist=frozenset(coexist),
         networks=networks,
     )
