@@ -196,7 +196,8 @@ class Reconciler:
         wanted = set(sources)
         if Source.LIBVIRT in wanted and self._is_legacy:
             wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
-        self._observed = replace(self._observed, followed=self.policy.followed)
+        policy = self.policy
+        self._observed = replace(self._observed, followed=policy.followed, named=policy.links)
         if wanted >= ALL_SOURCES:
             self._resync_at = self._clock.monotonic() + self.policy.resync
         for backend in self._backends:

@@ -131,6 +131,8 @@ class Machine(ABC):
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.sh(f"kill -{number.value} {self.pid(name)}")
+        if number is signal.SIGCONT:  # nsenter has stopped with it
+            self._processes[name].send_signal(number)
 
     def log(self, name: str) -> str:
         path = self.path(f"/run/box/{name}.log")

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import struct
 
+import pytest
+
 from vnetd.backends import link_messages, netlink
 from vnetd.core.link import Vlan
 
@@ -16,7 +18,7 @@ def port(index: int, *vlans: tuple[int, int]) -> bytes:
     """An RTM_NEWLINK of the family AF_BRIDGE. vlans: flags and number of each."""
     spec = b"".join(netlink.encoded(2, struct.pack("=HH", *vlan)) for vlan in vlans)
     header = struct.pack("=BxHiII", 7, 1, index, 0, 0)
-    return header + netlink.encoded(3, b"vnet0\0") + netlink.encoded(26, spec, nested=True)
+    return header + netlink.encoded(3, b"vnet9\0") + netlink.encoded(26, spec, nested=True)
 
 
 def entry(index: int, state: int, mac: str) -> bytes:
@@ -43,3 +45,37 @@ def test_only_static_entries_count() -> None:
         ]
     )
     assert found == {5: {"52:54:00:00:00:01"}}
+
+
+NEWLINK, NEWADDR = 16, 20
+NAMES, INDEXES = frozenset({"vblab", "vnet0"}), frozenset({5, 6})
+
+
+def link(index: int, name: str, *, master: int = 0, kind: str = "veth") -> bytes:
+    info = netlink.encoded(18, netlink.encoded(1, kind.encode() + b"\0"), nested=True)
+    return (
+        struct.pack("=BxHiII", 0, 1, index, 0, 0)
+        + netlink.encoded(3, name.encode() + b"\0")
+        + (netlink.encoded(10, struct.pack("=I", master)) if master else b"")
+        + (info if kind else b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "concerns"),
+    [
+        (NEWLINK, link(9, "veth1a2b3c"), False),
+        (NEWLINK, link(9, "veth1a2b3c", master=7), False),
+        (NEWLINK, link(5, "renamed"), True),
+        (NEWLINK, link(9, "vblab", kind="bridge"), True),
+        (NEWLINK, link(9, "veth1a2b3c", master=6), True),
+        (NEWLINK, link(9, "enp1s0", kind=""), True),
+        (NEWLINK, port(9), False),
+        (NEWLINK, port(6), True),
+        (NEWADDR, struct.pack("=BBBBi", 2, 24, 0, 0, 9), True),
+        (NEWADDR, struct.pack("=BBBBi", 10, 64, 0, 253, 9), False),
+        (NEWADDR, struct.pack("=BBBBi", 10, 64, 0, 253, 5), True),
+    ],
+)
+def test_which_events_concern_vnetd(kind: int, message: bytes, concerns: bool) -> None:
+    assert link_messages.concerns(kind, message, NAMES, INDEXES) is concerns

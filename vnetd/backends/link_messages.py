@@ -45,6 +45,7 @@ _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_SCOPE_LINK = 253
 # linux/neighbour.h: what the bridge shows of a static entry
 _NDA_LLADDR, _NUD_NOARP = 2, 0x40
 
@@ -113,6 +114,21 @@ def static_macs(messages: Iterable[bytes]) -> dict[int, frozenset[str]]:
         if state & _NUD_NOARP:
             found[number].add(_mac(netlink.attributes(message[12:]).get(_NDA_LLADDR, b"")))
     return {number: frozenset(macs) for number, macs in found.items()}
+
+
+def concerns(kind: int, message: bytes, names: frozenset[str], indexes: frozenset[int]) -> bool:
+    """Whether an event is about a link that counts: one of these, a port that has come to one of
+    these or, since other names may lead to it, a device. Addresses count on any link, for they make
+    routes; but not those that each link gives itself.
+    """
+    if index_of(message) in indexes:
+        return True
+    if kind in (NEWADDR, DELADDR):
+        return message[3] < _SCOPE_LINK
+    found = netlink.attributes(message[16:])
+    if _text(found.get(_IFNAME, b"")) in names or _number(found.get(_MASTER, b"")) in indexes:
+        return True
+    return message[0] != _AF_BRIDGE and _LINKINFO not in found
 
 
 def index_of(message: bytes) -> int:

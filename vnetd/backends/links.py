@@ -17,6 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vnetd.backends import link_messages as messages
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
+from vnetd.backends.link_events import LinkEvents
 from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import AddAddress, SetBridge
 from vnetd.core.keep.taps import PlugTap
@@ -34,14 +35,17 @@ class Links:
     actions: tuple[type[Action], ...] = (SetBridge, AddAddress, PlugTap)
 
     def __init__(self) -> None:
-        self._events = netlink.open_link_events()
+        self._events = LinkEvents()
         # pyroute2's socket belongs to the thread that made it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rtnetlink")
         self._netlink: Any = None
         self._asking = netlink.open_route()
 
     async def observe(self, observed: Observed) -> Observed:
-        return replace(observed, links=await self._call(self._read, "links"))
+        self._events.begin_look(observed.links_of_interest)
+        links = await self._call(self._read, "links")
+        self._events.end_look(links)
+        return replace(observed, links=links)
 
     async def apply(self, action: Action) -> None:
         match action:
@@ -55,11 +59,7 @@ class Links:
                 raise AssertionError(action)
 
     async def watch(self, poke: Poke) -> None:
-        def on_data(data: bytes | None) -> None:
-            lost = data is None
-            poke(self.source, reason="link events were lost" if lost else "links changed")
-
-        await netlink.listen(self._events, on_data)
+        await self._events.watch(lambda reason: poke(self.source, reason=reason))
 
     async def _call(self, work: Callable[[], _T], what: str) -> _T:
         """Raises BackendError where the kernel refuses."""

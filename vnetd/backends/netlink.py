@@ -11,12 +11,15 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 270, 1, 33, 32
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _RECEIVE_BUFFER = 8 * 1024 * 1024
 # A transaction is one message, however many rules it holds.
 _SEND_BUFFER = 32 * 1024 * 1024
+# Then it is others' turn on the loop.
+_MOST_AT_ONCE = 256
 
 # linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
 _LINK_GROUPS = (1, 5, 9)
@@ -82,7 +85,7 @@ def open_nftables() -> socket.socket:
 async def listen(events: socket.socket, on_data: Callable[[bytes | None], None]) -> None:
     """Hand over each datagram as it comes; None: the kernel had to drop some. Until cancelled."""
     loop = asyncio.get_running_loop()
-    loop.add_reader(events.fileno(), drain, events, on_data)
+    loop.add_reader(events.fileno(), drain, events, on_data, _MOST_AT_ONCE)
     try:
         await loop.create_future()
     finally:
@@ -90,9 +93,11 @@ async def listen(events: socket.socket, on_data: Callable[[bytes | None], None])
         events.close()
 
 
-def drain(events: socket.socket, on_data: Callable[[bytes | None], None]) -> None:
-    """Hand over what has arrived already."""
-    while True:
+def drain(
+    events: socket.socket, on_data: Callable[[bytes | None], None], most: int | None = None
+) -> None:
+    """Hand over what has arrived already; most: so many datagrams, for a storm may not end."""
+    for _ in count() if most is None else range(most):
         try:
             on_data(events.recv(1 << 17))
         except BlockingIOError:

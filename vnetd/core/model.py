@@ -252,6 +252,19 @@ class Observed:
     filters: Firewall | None = None
     leaving: frozenset[str] = frozenset()
     """Networks that libvirt had active when it was asked, and has begun to take down since."""
+    named: frozenset[IfName] = frozenset()
+    """Links that the policy names."""
+
+    @property
+    def links_of_interest(self) -> frozenset[IfName]:
+        """Changes of other links need no look, unless they are ports of these."""
+        libvirt = self.libvirt
+        if libvirt is None:
+            return self.named
+        networks = libvirt.networks.values()
+        definitions = [d for n in networks for d in (n.live, n.config) if d is not None]
+        names = {name for d in definitions for name in (d.bridge, d.forward_dev) if name}
+        return self.named | names | {tap.device for tap in libvirt.taps}
 
 
 FIREWALL_OBJECT = "firewall"

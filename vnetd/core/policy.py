@@ -106,6 +106,11 @@ class Policy:
         return network in self.networks or self.unlisted is Unlisted.PROTECT
 
     @property
+    def links(self) -> frozenset[IfName]:
+        """All that it names."""
+        return frozenset(n.bridge for n in self.networks.values() if n.bridge is not None)
+
+    @property
     def followed(self) -> frozenset[str]:
         """Networks with a port forward to a domain, whose address must be known."""
         return frozenset(
