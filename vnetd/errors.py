@@ -22,6 +22,10 @@ class NotConnected(BackendError):
     """The system is not there at the moment; its watcher brings it back."""
 
 
+class Busy(BackendError):
+    """The system lives, but is at work on something else; its watcher tells when it is through."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One mistake in a policy file. line is 0 where none can be named (the whole file)."""

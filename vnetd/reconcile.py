@@ -22,7 +22,7 @@ from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Circumstances, Status, status
-from vnetd.errors import BackendError, NotConnected
+from vnetd.errors import BackendError, Busy, NotConnected
 from vnetd.trigger import Clock, Pokes, Trigger
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,10 @@ class Reconciler:
         self._contested: dict[str, str] = {}
         self._drifting: set[str] = set()
         self._conflicts: frozenset[Conflict] = frozenset()
+        self._busy = False
+        """Somebody could not be read because of being at work."""
+        self._rewriting = False
+        """And what is being written is rules: those that lack may be meant to go."""
         self._pass_started: float | None = None
         self._resync_at = 0.0
 
@@ -171,6 +175,7 @@ class Reconciler:
         failed: Counter[Action] = Counter()
         self._contested = {}
         await self._observe(pokes.sources)
+        self._rewriting = self._busy and pokes.writing is not None
         found, planned = self._think()
         tried: tuple[Action, ...] = ()
         done = 0
@@ -196,8 +201,8 @@ class Reconciler:
         wanted = set(sources)
         if Source.LIBVIRT in wanted and self._is_legacy:
             wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
-        policy = self.policy
-        self._observed = replace(self._observed, followed=policy.followed, named=policy.links)
+        self._busy = False
+        self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
             self._resync_at = self._clock.monotonic() + self.policy.resync
         for backend in self._backends:
@@ -208,11 +213,12 @@ class Reconciler:
                 self._observed = await backend.observe(self._observed)
                 self._unread.pop(source, None)
             except BackendError as error:
+                self._busy = self._busy or isinstance(error, Busy)
                 failure = self._unread.setdefault(source, Failure(""))
                 if failure.why != str(error):
                     log.warning("%s: %s", source, error)
                 failure.why = str(error)
-                if not isinstance(error, NotConnected):  # its watcher pokes when it is back
+                if not isinstance(error, NotConnected | Busy):  # its watcher pokes when it is back
                     failure.again(str(error), self._clock.monotonic())
         # Last: whatever was seen to be missing, of these it may be libvirt that has removed it.
         self._observed = replace(self._observed, leaving=self._leaving())
@@ -262,6 +268,8 @@ class Reconciler:
         if self._observing or self._paused or self._backend(action).source in self._unread:
             return False
         now, source = self._clock.monotonic(), self._backend(action).source
+        if self._rewriting and source is Source.FIREWALL:
+            return False
 
         def waits(object_: str) -> bool:
             failure, fight = self._failures.get((object_, source)), self._fights.get(object_)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,21 +12,26 @@ from vnetd.backends import domain_xml, network_xml
 from vnetd.core.keep.dnsmasq import StartDnsmasq
 from vnetd.core.keep.networks import UpdateDhcp
 from vnetd.core.keep.taps import RecordPort
-from vnetd.core.model import DhcpHost, DhcpRange, Lease, Libvirt, Network, Tap
+from vnetd.core.model import Asked, DhcpHost, DhcpRange, Lease, Libvirt, Network, Tap
 from vnetd.core.policy import NetworkPolicy
 
 
-def read(connection: Any, followed: frozenset[str]) -> Libvirt:
-    """followed: networks whose leases are wanted."""
-    taps = _taps(connection)
+def read(connection: Any, asked: Asked) -> Libvirt:
+    networks = _networks(connection)
     return Libvirt(
         version=version(connection),
         session=0,
-        networks=_networks(connection),
-        taps=taps,
-        ports=_ports(connection, {tap.network for tap in taps}),
-        leases=_leases(connection, followed),
+        networks=networks,
+        leases=_leases(connection, leased(networks, asked)),
     )
+
+
+def leased(networks: Mapping[str, Network], asked: Asked) -> frozenset[str]:
+    """Networks whose leases matter: for a forward, or because one may stand in the way of a
+    reservation.
+    """
+    reserved = {name for name, network in networks.items() if network.live and network.live.hosts}
+    return asked.leases | reserved
 
 
 def _networks(connection: Any) -> dict[str, Network]:
@@ -59,22 +64,22 @@ def _uuids(connection: Any, flag: int) -> set[str]:
     return {network.UUIDString() for network in connection.listAllNetworks(flag)}
 
 
-def _taps(connection: Any) -> tuple[Tap, ...]:
-    taps: list[Tap] = []
+def taps(connection: Any) -> tuple[Tap, ...]:
+    found: list[Tap] = []
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         try:
             if domain.state()[:2] != [
                 libvirt.VIR_DOMAIN_PAUSED,
                 libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,  # libvirt is still making its taps
             ]:
-                taps += domain_xml.taps(domain.XMLDesc())
+                found += domain_xml.taps(domain.XMLDesc())
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
-    return tuple(taps)
+    return tuple(found)
 
 
-def _ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
+def ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
     found: set[str] = set()
     for name in networks:
         try:
@@ -181,8 +186,12 @@ def start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
         network.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
 
 
-def record_port(connection: Any, action: RecordPort) -> None:
-    domain = connection.lookupByName(action.domain).XMLDesc()
+def domain(connection: Any, name: str) -> str:
+    """Its live XML."""
+    return str(connection.lookupByName(name).XMLDesc())
+
+
+def record_port(connection: Any, action: RecordPort, domain: str) -> None:
     port = domain_xml.network_port(domain, action.port, action.bridge)
     network = lookup(connection, action.network)
     network.portCreateXML(port, libvirt.VIR_NETWORK_PORT_CREATE_RECLAIM)

@@ -162,7 +162,9 @@ class Libvirt:
     ports: frozenset[str] = frozenset()
     """UUIDs of the ports that libvirt has on record, of networks that have taps."""
     leases: tuple[Lease, ...] = ()
-    """Of the networks in Observed.followed, the newest of each first."""
+    """Of the networks that are asked for or have reservations, the newest of each first."""
+    read_only: bool = False
+    """It lets vnetd look, but change nothing."""
     lost_chains: bool = False
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
     chains_failed: bool = False
@@ -236,6 +238,19 @@ class GuardTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What the policy needs to know beside what is looked at anyhow. networks: it names some.
+    links: that it names. leases: networks whose leases it needs. domains: whose interfaces,
+    running or not.
+    """
+
+    networks: bool = False
+    links: frozenset[IfName] = frozenset()
+    leases: frozenset[str] = frozenset()
+    domains: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """The newest look at each source; None where there was none yet."""
 
@@ -247,24 +262,21 @@ class Observed:
     """By their names below /proc/sys."""
     dnsmasq: frozenset[str] | None = None
     """Networks whose dnsmasq lives."""
-    followed: frozenset[str] = frozenset()
-    """Networks whose leases the policy needs."""
+    asked: Asked = Asked()
     filters: Firewall | None = None
     leaving: frozenset[str] = frozenset()
     """Networks that libvirt had active when it was asked, and has begun to take down since."""
-    named: frozenset[IfName] = frozenset()
-    """Links that the policy names."""
 
     @property
     def links_of_interest(self) -> frozenset[IfName]:
         """Changes of other links need no look, unless they are ports of these."""
         libvirt = self.libvirt
         if libvirt is None:
-            return self.named
+            return self.asked.links
         networks = libvirt.networks.values()
         definitions = [d for n in networks for d in (n.live, n.config) if d is not None]
         names = {name for d in definitions for name in (d.bridge, d.forward_dev) if name}
-        return self.named | names | {tap.device for tap in libvirt.taps}
+        return self.asked.links | names | {tap.device for tap in libvirt.taps}
 
 
 FIREWALL_OBJECT = "firewall"

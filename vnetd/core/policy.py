@@ -12,7 +12,7 @@ import tomli
 
 from vnetd.core import policy_values as values
 from vnetd.core import retention
-from vnetd.core.model import Address, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
+from vnetd.core.model import Address, Asked, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
 from vnetd.core.retention import Retention
 from vnetd.core.toml_lines import Path, line_of, locate
 from vnetd.core.toml_table import Table, nearest, shown
@@ -106,17 +106,16 @@ class Policy:
         return network in self.networks or self.unlisted is Unlisted.PROTECT
 
     @property
-    def links(self) -> frozenset[IfName]:
-        """All that it names."""
-        return frozenset(n.bridge for n in self.networks.values() if n.bridge is not None)
-
-    @property
-    def followed(self) -> frozenset[str]:
-        """Networks with a port forward to a domain, whose address must be known."""
-        return frozenset(
-            name
-            for name, network in self.networks.items()
-            if any(isinstance(forward.to, str) for forward in network.forwards)
+    def asked(self) -> Asked:
+        """A port forward to a domain needs to know the domain's address."""
+        return Asked(
+            networks=bool(self.networks),
+            links=frozenset(n.bridge for n in self.networks.values() if n.bridge is not None),
+            leases=frozenset(
+                name
+                for name, network in self.networks.items()
+                if any(isinstance(forward.to, str) for forward in network.forwards)
+            ),
         )
 
 

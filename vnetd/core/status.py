@@ -112,6 +112,8 @@ def status(policy: Policy, observed: Observed, found: Diff, now: Circumstances) 
     libvirt = observed.libvirt
     world = observed.firewall.world if observed.firewall else None
     troubles = [*now.troubles]
+    if libvirt is not None and libvirt.read_only:
+        troubles.insert(0, _READ_ONLY)
     observing = policy.enforcement is Enforcement.OBSERVE
     per_object = _per_object(found, now)
     networks = {}
@@ -229,6 +231,9 @@ def _ports(
     return ports
 
 
+_READ_ONLY = (
+    "in libvirt vnetd may look but change nothing: it needs polkit's action org.libvirt.unix.manage"
+)
 _SEVERITY = (State.PAUSED, State.DEGRADED, State.DRIFTED, State.HEALING, State.CONVERGED)
 
 
