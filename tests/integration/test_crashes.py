@@ -9,8 +9,9 @@ import time
 import pytest
 
 from tests.lab.hypervisor import Hypervisor
+from tests.long import LONG
 
-REPAIRS = 100
+REPAIRS = 100 if LONG else 30
 DAMAGE = (
     "iptables -t nat -F",
     "iptables -F; iptables -X || true",
@@ -67,7 +68,7 @@ def test_network_starts_after_libvirts_chains_were_deleted(box: Hypervisor) -> N
     assert sorted_rules(box) == good
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(REPAIRS * 4)
 def test_vnetd_killed_at_random_moments(box: Hypervisor) -> None:
     good = sorted_rules(box)
     moments = random.Random(20230)

@@ -7,7 +7,6 @@ by lot, always the same ones, but of each form in each firewall.
 
 from __future__ import annotations
 
-import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,9 @@ from tests.definitions import DEFINITIONS, definition
 from tests.lab import rules as lab
 from tests.lab.hypervisor import TRIXIE, Hypervisor
 from tests.lab.rules import Rule
+from tests.long import LONG
 
-EVERY = bool(os.environ.get("VNETD_EVERY_RULE"))
+EVERY = LONG
 NAMES = in_any_order()
 NUMBERS = range(len(NAMES))
 WITHOUT_RULES = {"bridge", "open", "passthrough", "private", "vepa"}
