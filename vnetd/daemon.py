@@ -27,6 +27,7 @@ from vnetd.backends.history import History
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
+from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
 from vnetd.core import why
 from vnetd.core.actions import Action
@@ -46,6 +47,7 @@ _FILE_SETTLE_SECONDS = 0.2
 # systemd must not wait for a libvirtd that does not answer.
 _READY_SECONDS = 2.0
 _GUARD_FD = "guard"
+_METRICS_SECONDS = 5.0
 # A pass that takes longer hangs: the watchdog is then fed no more.
 _LONGEST_PASS_SECONDS = 120.0
 
@@ -94,7 +96,9 @@ class _Daemon:
         self._reconciler.trouble("history", self._history.troubles)
         self._service = Service(self, self._reconciler.trouble)
         self._published = asyncio.Event()
+        self._status: Status | None = None
         self._status_line = ""
+        self._counts = metrics_core.Counts()
         self._ready = False
 
     async def run(self) -> None:
@@ -115,6 +119,7 @@ class _Daemon:
                     ("bus", self._service.serve()),
                     ("ready", self._say_ready()),
                     ("watchdog", self._feed_watchdog()),
+                    ("metrics", self._write_metrics()),
                 )
             ]
             await self._reconciler.run()
@@ -155,6 +160,10 @@ class _Daemon:
         entries.resumed()
         self._reconciler.resume()
 
+    def metrics(self, form: metrics_core.Format = metrics_core.Format.OPENMETRICS) -> str:
+        counts, passes = self._counts, self._reconciler.passes
+        return metrics_core.render(metrics_core.families(counts, self._status, passes=passes), form)
+
     def history(self, before: int, limit: int) -> Sequence[tuple[int, Record]]:
         return self._history.read(before, limit)
 
@@ -162,6 +171,7 @@ class _Daemon:
 
     def publish(self, status: Status) -> None:
         self._service.publish(status)
+        self._status = status
         self._published.set()
         reasons = [*status.reasons]
         reasons += [f"{n.name}: {why}" for n in status.networks.values() for why in n.reasons]
@@ -177,13 +187,36 @@ class _Daemon:
 
     def drift_detected(self, object_: str, drift: Sequence[str], cause: Cause | None) -> None:
         self._service.drift_detected(object_, drift, cause)
+        self._counts.drifted(cause)
         entries.drift_detected(object_, drift, cause)
 
     def recorded(self, record: Record) -> None:
         number = self._history.append(record)
         self._reconciler.trouble("history", self._history.troubles)
         self._service.recorded(number, record)
+        self._counts.recorded(record)
         entries.recorded(record)
+
+    async def _write_metrics(self) -> None:
+        """For node_exporter, which looks every 15 s or so."""
+        written = ""
+        while True:
+            path = self._reconciler.policy.metrics
+            if (
+                path is not None
+                and (text := self.metrics(metrics_core.Format.PROMETHEUS)) != written
+            ):
+                try:
+                    await asyncio.to_thread(files.replace_text, Path(path), text)
+                except OSError as error:
+                    wrong = f"metrics: {path}: {error.strerror}"
+                    self._reconciler.trouble("metrics", [wrong])
+                else:
+                    written = text
+                    self._reconciler.trouble("metrics", [])
+            elif path is None:
+                self._reconciler.trouble("metrics", [])
+            await asyncio.sleep(_METRICS_SECONDS)
 
     # -- policy
 

@@ -77,6 +77,7 @@ class Reconciler:
         self.trigger = Trigger(clock)
         self.policy = Policy(present=False)
         self.observe_only = False
+        self.passes = 0
         self._backends = tuple(backends)
         self._leaving = leaving
         self._publisher = publisher
@@ -163,6 +164,7 @@ class Reconciler:
     async def _pass(self, pokes: Pokes, progress: Progress = _untold) -> Status:
         async with self._passing:
             self._pass_started = self._clock.monotonic()
+            self.passes += 1
             progress(0, 0, "")
             try:
                 return await self._pass_through(pokes, progress)
@@ -372,6 +374,7 @@ class Reconciler:
             actions=tuple(incident.actions) or ((why,) if why else ()),
             ms=ms,
             outcome=outcome,
+            sources=frozenset(incident.tried),
         )
         self._publisher.recorded(record)
 

@@ -29,7 +29,8 @@ def heal(box: Hypervisor) -> None:
     """Something is broken and comes back, whatever becomes of the history."""
     good = box.rules()
     records = len(box.history())
-    box.sh("iptables -t nat -F")
+    # Refused while somebody else is just writing.
+    box.wait_until(lambda: box.succeeds("iptables", "-t", "nat", "-F"), what="a flush")
     box.wait_until(lambda: box.rules() == good, what="rules repaired")
     box.wait_until(lambda: len(box.history()) > records, what="a record")
 

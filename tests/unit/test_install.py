@@ -33,6 +33,7 @@ def test_install_and_remove(tmp_path: Path) -> None:
         "usr/share/polkit-1/rules.d/vnetd.rules",
         "usr/share/doc/vnetd/iptables-legacy.conf",
         "usr/share/doc/vnetd/libvirt-hardened.rules",
+        "usr/share/doc/vnetd/vnetd.rules.yml",
         "usr/share/dbus-1/system.d/org.vnetd1.conf",
         "usr/share/dbus-1/system-services/org.vnetd1.service",
         "usr/share/dbus-1/interfaces/org.vnetd1.Port.xml",

@@ -47,6 +47,8 @@ class Operations(Protocol):
 
     def resume(self) -> None: ...
 
+    def metrics(self) -> str: ...
+
     def history(self, before: int, limit: int) -> Sequence[tuple[int, Record]]:
         """The last records before that id, oldest first; 0: the newest. Raises VnetdError."""
 
@@ -75,6 +77,7 @@ class Methods:
             (names.MANAGER, "Resume"): self._resume,
             (names.MANAGER, "History"): self._history,
             (names.MANAGER, "HistoryPage"): self._history_page,
+            (names.MANAGER, "Metrics"): self._metrics,
             (names.PROPERTIES, "Get"): self._get,
             (names.PROPERTIES, "GetAll"): self._get_all,
             (names.PROPERTIES, "Set"): self._set,
@@ -153,6 +156,10 @@ class Methods:
         call.account.charge(_PAGE_COST)
         records = self._operations.history(before, limit)
         return await asyncio.to_thread(_marshal_records, records)
+
+    async def _metrics(self, call: Call) -> Body:
+        call.account.charge(_PAGE_COST)
+        return [self._operations.metrics()]
 
     # -- org.freedesktop.DBus.*
 

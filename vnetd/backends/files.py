@@ -62,6 +62,14 @@ def read_text(path: Path) -> PolicyText:
         raise _refused(path, "is not UTF-8 text", "save it as UTF-8", line) from error
 
 
+def replace_text(path: Path, text: str) -> None:
+    """At once for whoever reads it, and readable for everybody. Raises OSError."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.chmod(0o644)
+    new.rename(path)
+
+
 def is_watchable(directory: Path) -> bool:
     return os.access(directory, os.R_OK | os.X_OK) and directory.is_dir()
 

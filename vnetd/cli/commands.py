@@ -125,6 +125,15 @@ async def resume(arguments: argparse.Namespace) -> int:
     return _done(arguments)
 
 
+async def metrics(arguments: argparse.Namespace) -> int:
+    (text,) = await _call("Metrics")
+    if arguments.json:
+        render.print_json({"Metrics": text})
+    else:
+        print(text, end="")
+    return OK
+
+
 async def history(arguments: argparse.Namespace) -> int:
     found: deque[dict[str, Any]] = deque()
     wanted = arguments.lines

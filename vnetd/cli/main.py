@@ -48,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "reconcile": commands.reconcile,
         "reload": commands.reload,
         "history": commands.history,
+        "metrics": commands.metrics,
         "why": commands.why,
         "watch": commands.watch,
         "pause": commands.pause,
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     )
     history = add("history", "show what broke, who did it, and what was done")
     history.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N records")
+    add("metrics", "print what monitoring counts, as OpenMetrics text")
     why = add("why", "show a guest's way to a destination, and what blocks it")
     why.add_argument("subject", metavar="NETWORK|GUEST")
     why.add_argument(

@@ -97,6 +97,8 @@ class Policy:
     unlisted: Unlisted = Unlisted.PROTECT
     resync: float = 300.0
     history: Retention = field(default_factory=Retention)
+    metrics: str | None = None
+    """Where to write them, for node_exporter's textfile collector."""
     coexist: frozenset[Coexist] = frozenset(Coexist)
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
     present: bool = True
@@ -168,6 +170,8 @@ def _policy(root: Table) -> Policy:
     enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
     unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
     resync = general.parsed("resync", values.duration, 'write a duration such as "5min"')
+    right = 'write an absolute path that ends in ".prom", such as "/run/vnetd/vnetd.prom"'
+    metrics = general.parsed("metrics", values.metrics_file, right)
     history = retention.parse(general.table("history", "write history.records and history.days"))
     coexist: Iterable[Coexist] = Coexist
     if "coexist" in general:
@@ -192,6 +196,7 @@ def _policy(root: Table) -> Policy:
         unlisted=unlisted or Unlisted.PROTECT,
         resync=resync or Policy().resync,
         history=history,
+        metrics=metrics,
         coexist=frozenset(coexist),
         networks=networks,
     )

@@ -26,6 +26,13 @@ def duration(text: str) -> float:
     return float(seconds)
 
 
+def metrics_file(text: str) -> str:
+    """node_exporter reads the files that end so, and no others."""
+    if not text.startswith("/") or not text.endswith(".prom") or not text.isprintable():
+        raise ValueError("is not the path of a metrics file")
+    return text
+
+
 def ifname(text: str) -> IfName:
     if not _IFNAME.fullmatch(text):
         raise ValueError("is not an interface name")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from vnetd.core.model import Cause
+from vnetd.core.model import Cause, Source
 
 
 class Outcome(StrEnum):
@@ -17,7 +17,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """time is ISO 8601 in UTC; ms from first notice to verified."""
+    """time is ISO 8601 in UTC; ms from first notice to verified. sources: where it was worked on;
+    metrics go by it, and the history does without.
+    """
 
     time: str
     object: str
@@ -26,6 +28,7 @@ class Record:
     actions: tuple[str, ...]
     ms: int
     outcome: Outcome
+    sources: frozenset[Source] = field(default=frozenset(), compare=False)
 
 
 def to_json(record: Record) -> dict[str, Any]:
