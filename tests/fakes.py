@@ -155,6 +155,7 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
     Source.SYSCTLS: (),
     Source.DNSMASQ: (),
     Source.FILTERS: (),
+    Source.UPLINKS: (),
 }
 
 
@@ -178,7 +179,7 @@ class _Backend:
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
                 return replace(observed, firewall=Ruleset(self._host.world, chains))
-            case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ:
+            case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ | Source.UPLINKS:
                 return observed
             case Source.FILTERS:
                 return replace(observed, filters=Firewall())

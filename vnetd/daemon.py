@@ -24,6 +24,7 @@ from vnetd.backends.filters import Filters
 from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.history import History
+from vnetd.backends.hostbridges import HostBridges
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
@@ -81,6 +82,7 @@ class _Daemon:
         self._backends = (
             self._libvirtd,
             Links(),
+            HostBridges(options.runtime),
             Firewall(self._ask_for_rules),
             Filters(),
             self._guard(),

@@ -61,6 +61,8 @@ class _Incident:
     tried: set[Source] = field(default_factory=set)
     failed: set[Source] = field(default_factory=set)
     """Systems whose actions were tried for it, and those of them that refused one."""
+    gave_up: bool = False
+    """The last action was refused: drift that is gone all the same was given up, not mended."""
     ended: float | None = None
     """When it was first seen to be right again, until it is not."""
 
@@ -141,7 +143,7 @@ class Reconciler:
         for failure in (*self._failures.values(), *self._unread.values()):
             failure.not_before = 0.0
         pokes = Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"])
-        return await self._pass(pokes, progress)
+        return await self._pass(pokes, progress, insist=True)
 
     async def plan(self) -> tuple[Action, ...]:
         """What a full pass would do. Changes nothing."""
@@ -161,10 +163,13 @@ class Reconciler:
 
     # -- a pass
 
-    async def _pass(self, pokes: Pokes, progress: Progress = _untold) -> Status:
+    async def _pass(
+        self, pokes: Pokes, progress: Progress = _untold, *, insist: bool = False
+    ) -> Status:
         async with self._passing:
             self._pass_started = self._clock.monotonic()
             self.passes += 1
+            self._observed = replace(self._observed, insist=insist)
             progress(0, 0, "")
             try:
                 return await self._pass_through(pokes, progress)
@@ -188,6 +193,7 @@ class Reconciler:
                 break
             if not all(action.quick for action in actions):
                 self._publish(found, healing=True)
+            self._observed = replace(self._observed, insist=False)
             failed.update(await self._apply(actions, incidents, done, progress))
             done += len(actions)
             self._announce(incidents)
@@ -308,8 +314,10 @@ class Reconciler:
                 for incident in of_action:
                     incident.error = str(error)
                     incident.failed.add(backend.source)
+                    incident.gave_up = True
             else:
                 for incident in of_action:
+                    incident.gave_up = False
                     incident.actions.append(str(action))
                     incident.tried.add(backend.source)
         return failed
@@ -324,8 +332,10 @@ class Reconciler:
                 incident.ended = self._clock.monotonic()
 
     def _touched(self, actions: Iterable[Action]) -> set[Source]:
-        """A network that starts or stops changes links and rules as well."""
+        """A network that starts or stops changes links and rules as well; a bridge is a link."""
         touched = {self._backend(action).source for action in actions}
+        if Source.UPLINKS in touched:
+            touched.add(Source.LINKS)
         return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
 
     def _conclude(
@@ -342,7 +352,9 @@ class Reconciler:
         for object_, incident in incidents.items():
             if object_ not in left:
                 self._drifting.discard(object_)
-                if incident.actions:
+                if incident.gave_up:
+                    self._record(object_, incident, Outcome.FAILED, ms, incident.error)
+                elif incident.actions:
                     self._fights[object_].healed(now)
                     took = round(((incident.ended or now) - notice) * 1000)
                     self._record(object_, incident, Outcome.REPAIRED, took)
@@ -358,7 +370,10 @@ class Reconciler:
         self._drifting &= set(left)
         due = {(object_, self._backend(x).source) for x in planned for object_ in x.objects}
         self._failures = {key: it for key, it in self._failures.items() if key in due}
+        given_up = {object_ for object_, incident in incidents.items() if incident.gave_up}
         for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):
+            if conflict.object in given_up:
+                continue  # told as a failure
             incident = _Incident((conflict.text,), conflict.cause)
             self._record(conflict.object, incident, Outcome.CONFLICT, ms)
         self._conflicts = frozenset(found.conflicts)
@@ -371,7 +386,7 @@ class Reconciler:
             object=object_,
             drift=incident.drift,
             cause=incident.cause,
-            actions=tuple(incident.actions) or ((why,) if why else ()),
+            actions=(*incident.actions, *((why,) if why else ())),
             ms=ms,
             outcome=outcome,
             sources=frozenset(incident.tried),

@@ -303,6 +303,24 @@ class Machine(ABC):
                 out, _ = process.communicate(timeout=60)  # closing its stdin ends it
         outage.read(out)
 
+    @contextlib.contextmanager
+    def talking(self, address: str = WAN) -> Iterator[Callable[[], int]]:
+        """One TCP connection of the host to the wan meanwhile; gives how many answers came."""
+        talk, port = self._module("tests.lab.talk"), "7001"
+        self.spawn("listener", *talk, "listen", port, guest="wan")
+        self.wait_until(lambda: "listening" in self.log("listener"), what="the wan host listens")
+        self.spawn("talk", *talk, "to", address, port)
+
+        def answers() -> int:
+            return len(self.log("talk").splitlines())
+
+        try:
+            self.wait_until(lambda: answers() > 0, what="a first answer")
+            yield answers
+        finally:
+            self.kill("talk", signal.SIGKILL)
+            self.kill("listener", signal.SIGKILL)
+
 
 # nsenter does not pass signals on: the pid inside is what can be killed.
 _SPAWN = 'echo $$ >"/run/box/$0.pid"; exec "$@" >>"/run/box/$0.log" 2>&1'

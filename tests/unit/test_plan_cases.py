@@ -89,6 +89,7 @@ def planned(case: Path) -> str:
     policy, seen = policy_of(case), observed(case)
     found = diff(policy, seen)
     lines = [f"conflict {item.object}: {item.text}" for item in found.conflicts]
+    lines += [f"wait {item.object}: {item.text}" for item in found.waits]
     for action in plan(policy, seen, found):
         lines += [str(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
         if isinstance(action, RestoreRules):

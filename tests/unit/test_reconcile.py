@@ -15,6 +15,7 @@ from tests.fakes import FakeHost, Published, nat
 from vnetd.backends.filters import Filters
 from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
+from vnetd.backends.hostbridges import HostBridges
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
 from vnetd.backends.sysctls import Sysctls
@@ -311,7 +312,7 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 
 def test_every_action_has_a_backend() -> None:
-    kinds = (Libvirtd, Links, Firewall, Filters, Guard, Sysctls)
+    kinds = (Libvirtd, Links, HostBridges, Firewall, Filters, Guard, Sysctls)
     taken = [action.__name__ for kind in kinds for action in kind.actions]
     # a set: of a class with slots the one without may still be there
     assert sorted(taken) == sorted({action.__name__ for action in Action.__subclasses__()})

@@ -27,7 +27,8 @@ _AF_INET, _AF_BRIDGE = 2, 7
 
 # linux/if_link.h
 _IFF_UP = 1
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _AF_SPEC, _EXT_MASK = 1, 3, 4, 10, 18, 26, 29
+_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
+_AF_SPEC, _EXT_MASK = 26, 29
 _CARRIER, _PROP_LIST, _ALT_IFNAME, _PERM_ADDRESS = 33, 52, 53, 54
 _PARENT_DEV, _PARENT_BUS = 56, 57
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5
@@ -126,9 +127,18 @@ def concerns(kind: int, message: bytes, names: frozenset[str], indexes: frozense
     if kind in (NEWADDR, DELADDR):
         return message[3] < _SCOPE_LINK
     found = netlink.attributes(message[16:])
-    if _text(found.get(_IFNAME, b"")) in names or _number(found.get(_MASTER, b"")) in indexes:
+    if not names.isdisjoint(_names(found)) or _number(found.get(_MASTER, b"")) in indexes:
         return True
     return message[0] != _AF_BRIDGE and _LINKINFO not in found
+
+
+def _names(found: Mapping[int, bytes]) -> Iterator[str]:
+    """All by which a policy may call a link that is no device."""
+    yield _text(found.get(_IFNAME, b""))
+    yield _mac(found.get(_ADDRESS, b""))
+    for kind, value in netlink.each_attribute(found.get(_PROP_LIST, b"")):
+        if kind == _ALT_IFNAME:
+            yield _text(value)
 
 
 def index_of(message: bytes) -> int:
@@ -189,6 +199,7 @@ def _link(
         altnames=frozenset(_text(value) for kind, value in altnames if kind == _ALT_IFNAME),
         permanent_mac=_mac(found.get(_PERM_ADDRESS, b"")),
         parent=" ".join(word for word in parent if word),
+        alias=_text(found.get(_IFALIAS, b"")),
     )
 
 

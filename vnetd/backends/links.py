@@ -59,7 +59,10 @@ class Links:
                 raise AssertionError(action)
 
     async def watch(self, poke: Poke) -> None:
-        await self._events.watch(lambda reason: poke(self.source, reason=reason))
+        def look(reason: str) -> None:
+            poke(self.source, Source.UPLINKS, reason=reason)
+
+        await self._events.watch(look)
 
     async def _call(self, work: Callable[[], _T], what: str) -> _T:
         """Raises BackendError where the kernel refuses."""

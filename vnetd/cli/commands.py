@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -42,23 +42,30 @@ _PAGE = 100
 async def status(arguments: argparse.Namespace) -> int:
     async with _connected() as vnetd:
         manager = await vnetd.properties(names.ROOT, names.MANAGER)
+        bridges: list[dict[str, Any]] = []
         if arguments.network is not None:
             (path,) = await vnetd.manager("GetNetwork", "s", [arguments.network])
             networks = [await vnetd.properties(path, names.NETWORK)]
         else:
             (objects,) = await vnetd.call(names.ROOT, names.OBJECT_MANAGER, "GetManagedObjects")
-            found = [item[names.NETWORK] for item in objects.values() if names.NETWORK in item]
-            networks = sorted(map(plain, found), key=lambda network: str(network["Name"]))
+            networks, bridges = (
+                _by_name(objects, interface) for interface in (names.NETWORK, names.BRIDGE)
+            )
     if arguments.json:
-        render.print_json({**manager, "Networks": networks})
+        render.print_json({**manager, "Networks": networks, "Bridges": bridges})
     elif arguments.network is not None:
         render.print_network(networks[0])
     else:
-        render.print_status(manager, networks)
+        render.print_status(manager, networks, bridges)
     states = [network["State"] for network in networks]
     if arguments.network is None:
         states.append(manager["State"])
     return DRIFTED if {"drifted", "degraded"} & set(states) else OK
+
+
+def _by_name(objects: Mapping[str, Any], interface: str) -> list[dict[str, Any]]:
+    found = [plain(item[interface]) for item in objects.values() if interface in item]
+    return sorted(found, key=lambda item: str(item["Name"]))
 
 
 async def plan(arguments: argparse.Namespace) -> int:

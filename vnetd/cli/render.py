@@ -61,7 +61,12 @@ def print_progress(job: Mapping[str, Any]) -> None:
         print(f"  {clean(job['Step'])}", file=sys.stderr, flush=True)
 
 
-def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
+def print_status(
+    manager: Mapping[str, Any],
+    networks: Sequence[Mapping[str, Any]],
+    bridges: Sequence[Mapping[str, Any]],
+) -> None:
+    """Bridges of networks that libvirt makes by itself go with their network."""
     parts = [manager["State"]]
     if manager["Mode"] == "observe":
         parts.append("observing only: vnetd reports and changes nothing")
@@ -73,9 +78,43 @@ def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any
     print(", ".join(parts))
     for reason in manager["Reasons"]:
         print(f"  {clean(reason)}")
-    if not networks:
-        return
-    print()
+    own = [x for x in bridges if x["Kept"] == "managed" and not _is_made_by_libvirt(x, networks)]
+    if networks:
+        print()
+        _print_networks(networks)
+    if own:
+        print()
+        _print_bridges(own)
+    notes = [(item["Name"], *_notes(item)) for item in (*networks, *own) if any(_notes(item))]
+    if notes:
+        print()
+    for name, *lines in notes:
+        for line in lines:
+            print(f"{clean(name)}: {clean(line)}")
+
+
+def _is_made_by_libvirt(bridge: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> bool:
+    return any(x["Bridge"] == bridge["Name"] and x["Mode"] != "bridge" for x in networks)
+
+
+def _print_bridges(bridges: Sequence[Mapping[str, Any]]) -> None:
+    rows = [("BRIDGE", "STATE", "UP", "MAC", "MTU", "PORTS", "ADDRESSES")]
+    rows += [
+        (
+            bridge["Name"],
+            bridge["State"],
+            _yes(bridge["Up"]),
+            bridge["MAC"] or "-",
+            str(bridge["MTU"] or "-"),
+            " ".join(bridge["Ports"]) or "-",
+            " ".join(bridge["Addresses"]) or "-",
+        )
+        for bridge in bridges
+    ]
+    _table(rows)
+
+
+def _print_networks(networks: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         ("NETWORK", "STATE", "KEPT", "MODE", "BRIDGE", "ACTIVE", "AUTOSTART", "GUARD", "ADDRESSES")
     ]
@@ -94,12 +133,6 @@ def print_status(manager: Mapping[str, Any], networks: Sequence[Mapping[str, Any
         for network in networks
     ]
     _table(rows)
-    notes = [(network["Name"], *_notes(network)) for network in networks if any(_notes(network))]
-    if notes:
-        print()
-    for name, *lines in notes:
-        for line in lines:
-            print(f"{clean(name)}: {clean(line)}")
 
 
 def print_network(network: Mapping[str, Any]) -> None:

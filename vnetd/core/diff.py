@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vnetd.core import foreign
-from vnetd.core.drift import Conflict, Drift, NetworkDrift
-from vnetd.core.keep import bridges, coexist, dnsmasq, guard, networks, rules, sysctls, taps
+from vnetd.core.drift import Conflict, Drift, NetworkDrift, Wait
+from vnetd.core.keep import (
+    bridges,
+    coexist,
+    dnsmasq,
+    guard,
+    hostbridges,
+    networks,
+    rules,
+    sysctls,
+    taps,
+)
 from vnetd.core.model import Chain, Observed, Ruleset
 from vnetd.core.policy import Policy
 from vnetd.core.rules.guard import Table
@@ -17,6 +27,7 @@ from vnetd.core.rules.guard import Table
 class Diff:
     drift: tuple[Drift, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    waits: tuple[Wait, ...] = ()
     chains: Mapping[Chain, tuple[str, ...]] | None = None
     """All of libvirt's chains as they must be; None where vnetd does not know the firewall."""
     guard: Table | None = None
@@ -35,13 +46,17 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     stays with it until it has gone.
     """
     libvirt = observed.libvirt
+    found: list[Drift | Conflict | Wait] = []
+    if observed.links is not None and observed.uplinks is not None:
+        insist = observed.insist
+        found += hostbridges.diff(policy, observed.links, observed.uplinks, insist=insist)
     if libvirt is None:
-        return Diff()
-    found = [
+        return _sorted(found)
+    found += (
         item
         for item in networks.diff(policy, libvirt, observed.links or {})
         if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
-    ]
+    )
     kept = [
         network.live
         for name, network in sorted(libvirt.networks.items())
@@ -72,9 +87,12 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.filters is not None:
         firewall = foreign.with_libvirts(observed.filters, libvirts or {})
         found += coexist.diff(policy.coexist, kept, firewall)
+    return replace(_sorted(found), chains=chains, guard=table)
+
+
+def _sorted(found: list[Drift | Conflict | Wait]) -> Diff:
     return Diff(
         drift=tuple(item for item in found if isinstance(item, Drift)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
-        chains=chains,
-        guard=table,
+        waits=tuple(item for item in found if isinstance(item, Wait)),
     )

@@ -47,6 +47,14 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """What cannot be done yet for want of something else, and is done when that comes."""
+
+    object: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """One key of a definition. want and have as a policy writes them."""
 

@@ -75,7 +75,7 @@ class Port:
 class Link:
     """kind: rtnetlink's, "" for a device. permanent_mac: a device's own, "" if it has none.
     parent: the device behind it as sysfs names it, as in "pci 0000:00:1f.6". master may be set
-    where port is not: a bond's member.
+    where port is not: a bond's member. alias: a free text.
     """
 
     index: int
@@ -92,3 +92,4 @@ class Link:
     altnames: frozenset[str] = frozenset()
     permanent_mac: str = ""
     parent: str = ""
+    alias: str = ""

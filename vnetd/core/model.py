@@ -28,6 +28,7 @@ class Source(StrEnum):
     SYSCTLS = "sysctls"
     DNSMASQ = "dnsmasq"
     FILTERS = "filters"
+    UPLINKS = "uplinks"
 
 
 class Mode(StrEnum):
@@ -171,6 +172,69 @@ class Libvirt:
     """libvirt could not make its chains in the first place, and fails ever since."""
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    destination: Subnet
+    gateway: HostAddress | None = None
+    metric: int = 0
+    table: int = 254
+
+    def __str__(self) -> str:
+        parts = [str(self.destination) if self.destination.prefixlen else "default"]
+        parts += [f"via {self.gateway}"] if self.gateway else []
+        parts += [f"metric {self.metric}"] if self.metric else []
+        parts += [f"table {self.table}"] if self.table != 254 else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Another tool that leads a link. where: its file or place. cure: what hands the link over."""
+
+    tool: str
+    where: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.tool} ({self.where})"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an uplink gave to the bridge that took it in."""
+
+    bridge: IfName
+    uplink: IfName
+    addresses: frozenset[Address] = frozenset()
+    routes: frozenset[Route] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An uplink that was put back, why, and under which policy of its bridge."""
+
+    bridge: IfName
+    uplink: IfName
+    why: str
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uplinks:
+    """What matters of links to bridges of the host only. Empty without any in the policy.
+
+    leased: links whose IPv4 address a DHCP client must renew. routes: of each bridge.
+    """
+
+    pci: Mapping[IfName, str] = field(default_factory=dict)
+    wireless: frozenset[IfName] = frozenset()
+    leased: frozenset[IfName] = frozenset()
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+    routes: Mapping[IfName, frozenset[Route]] = field(default_factory=dict)
+    taken: tuple[Taken, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Chain:
     family: Family
@@ -241,13 +305,14 @@ class GuardTable:
 class Asked:
     """What the policy needs to know beside what is looked at anyhow. networks: it names some.
     links: that it names. leases: networks whose leases it needs. domains: whose interfaces,
-    running or not.
+    running or not. bridges: of the host, and how it names their uplinks.
     """
 
     networks: bool = False
     links: frozenset[IfName] = frozenset()
     leases: frozenset[str] = frozenset()
     domains: frozenset[str] = frozenset()
+    bridges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +331,9 @@ class Observed:
     filters: Firewall | None = None
     leaving: frozenset[str] = frozenset()
     """Networks that libvirt had active when it was asked, and has begun to take down since."""
+    uplinks: Uplinks | None = None
+    insist: bool = False
+    """Somebody asked for this pass: what was given up is tried once more."""
 
     @property
     def links_of_interest(self) -> frozenset[IfName]:
@@ -283,13 +351,13 @@ FIREWALL_OBJECT = "firewall"
 """The same for what concerns no network alone."""
 
 
+def bridge_object(name: str) -> str:
+    return f"bridge/{name}"
+
+
 def network_object(name: str) -> str:
     """The name under which records, signals and logs speak of a network."""
     return f"network/{name}"
-
-
-def bridge_object(name: str) -> str:
-    return f"bridge/{name}"
 
 
 def network_of(object_: str) -> str | None:

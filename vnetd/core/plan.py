@@ -7,7 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from vnetd.core.actions import Action
 from vnetd.core.diff import Diff
 from vnetd.core.drift import NetworkDrift
-from vnetd.core.keep import bridges, coexist, dnsmasq, guard, networks, rules, sysctls, taps
+from vnetd.core.keep import (
+    bridges,
+    coexist,
+    dnsmasq,
+    guard,
+    hostbridges,
+    networks,
+    rules,
+    sysctls,
+    taps,
+)
 from vnetd.core.model import Chain, Observed
 from vnetd.core.policy import Policy
 
@@ -29,10 +39,12 @@ def _plan(
     remembered: Mapping[Chain, Sequence[str]],
 ) -> Iterator[Action]:
     """Firewall first: it is what guests feel most, and libvirt cannot start a network without its
-    chains. Links last: libvirt's actions make and remove them.
+    chains. The host's bridges before the networks that are on them. Links of networks last:
+    libvirt's actions make and remove them.
     """
     libvirt, drift = observed.libvirt, found.drift
     if libvirt is None:
+        yield from hostbridges.plan(drift, policy, observed)
         return
     if observed.firewall is not None:
         yield from rules.plan(drift, libvirt, observed.firewall, found.chains, remembered)
@@ -40,6 +52,7 @@ def _plan(
         yield from guard.plan(drift, found.guard, observed.guard)
     yield from sysctls.plan(drift)
     yield from coexist.plan(drift)
+    yield from hostbridges.plan(drift, policy, observed)
     yield from networks.plan(drift, policy, observed)
     restarted = networks.restarted(drift)
     left = [

@@ -10,9 +10,10 @@ from typing import Any
 
 import tomli
 
+from vnetd.core import policy_bridges, retention
 from vnetd.core import policy_values as values
-from vnetd.core import retention
 from vnetd.core.model import Address, Asked, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
+from vnetd.core.policy_bridges import BridgePolicy
 from vnetd.core.retention import Retention
 from vnetd.core.toml_lines import Path, line_of, locate
 from vnetd.core.toml_table import Table, nearest, shown
@@ -101,6 +102,7 @@ class Policy:
     """Where to write them, for node_exporter's textfile collector."""
     coexist: frozenset[Coexist] = frozenset(Coexist)
     networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
+    bridges: Mapping[str, BridgePolicy] = field(default_factory=dict)
     present: bool = True
 
     def keeps(self, network: str) -> bool:
@@ -110,14 +112,16 @@ class Policy:
     @property
     def asked(self) -> Asked:
         """A port forward to a domain needs to know the domain's address."""
+        links = {n.bridge for n in self.networks.values() if n.bridge is not None}
         return Asked(
             networks=bool(self.networks),
-            links=frozenset(n.bridge for n in self.networks.values() if n.bridge is not None),
+            links=frozenset(links.union(*(bridge.links for bridge in self.bridges.values()))),
             leases=frozenset(
                 name
                 for name, network in self.networks.items()
                 if any(isinstance(forward.to, str) for forward in network.forwards)
             ),
+            bridges={name: bridge.uplinks for name, bridge in self.bridges.items()},
         )
 
 
@@ -183,14 +187,11 @@ def _policy(root: Table) -> Policy:
         network = _network(name, section)
         if network is not None:
             networks[name] = network
-    if "bridges" in root:
-        root.table("bridges", "").wrong(
-            None,
-            "host bridges are not kept by this version",
-            "make the bridge with the system's own tool and name it in networks.NAME.bridge",
-        )
+    bridges = policy_bridges.read(root.table("bridges", "write a table per bridge: [bridges.NAME]"))
     root.close()
     _check_together(networks, sections)
+    owned = [(n.name, n.bridge, n.addresses) for n in networks.values() if n.mode.has_own_bridge]
+    policy_bridges.check_beside(owned, bridges, sections)
     return Policy(
         enforcement=enforcement or Enforcement.ENFORCE,
         unlisted=unlisted or Unlisted.PROTECT,
@@ -199,6 +200,7 @@ def _policy(root: Table) -> Policy:
         metrics=metrics,
         coexist=frozenset(coexist),
         networks=networks,
+        bridges=bridges,
     )
 
 

@@ -58,6 +58,34 @@ def address(text: str) -> Address:
     return address
 
 
+def own_address(text: str) -> Address:
+    """An address of the host in somebody else's network: a prefix of any length."""
+    try:
+        address = ip_interface(text)
+    except ValueError:
+        raise ValueError("is not an address with prefix length") from None
+    if "/" not in text:
+        guess = "24" if address.version == 4 else "64"
+        raise ValueError(f'has no prefix length; write "{text}/{guess}"')
+    # /31 and /127 have no such addresses (RFC 3021, RFC 6164), nor has a single one.
+    if address.network.num_addresses > 2 and address.ip in edges(address):
+        raise ValueError("is the network itself or its broadcast address; write a host's")
+    if address.is_multicast or address.is_loopback or address.is_unspecified:
+        raise ValueError("cannot be a bridge's address; write a host's")
+    return address
+
+
+def vlan_ids(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    try:
+        low, high = int(first), int(last or first)
+    except ValueError:
+        raise ValueError("is not a VLAN") from None
+    if not 1 <= low <= high <= 4094:
+        raise ValueError("is out of range; write 1 to 4094")
+    return low, high
+
+
 def host_address(text: str) -> HostAddress:
     try:
         return ip_address(text)

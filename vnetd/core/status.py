@@ -51,7 +51,7 @@ class NetworkStatus:
 
 @dataclass(frozen=True, slots=True)
 class BridgeStatus:
-    """A bridge of the host that libvirt's networks use, whoever made it."""
+    """A bridge of the host that the policy names or libvirt's networks use, whoever made it."""
 
     name: str
     state: State
@@ -164,7 +164,10 @@ def _bridges(
     *,
     observing: bool,
 ) -> dict[str, BridgeStatus]:
-    users: dict[str, list[NetworkStatus]] = {}
+    # Also those that nobody names any more, as long as there is something to say of them.
+    spoken = (object_.partition("/") for object_ in per_object)
+    left = {name for kind, _, name in spoken if bridge_object(name) == f"{kind}/{name}"}
+    users: dict[str, list[NetworkStatus]] = {name: [] for name in {*observed.asked.bridges, *left}}
     for network in networks.values():
         if network.bridge:
             users.setdefault(network.bridge, []).append(network)
@@ -182,7 +185,8 @@ def _bridges(
         bridge = links.get(IfName(name))
         own, reasons = per_object.pop(bridge_object(name), ((), ()))
         drift = (*own, *flaws.get(name, ()))
-        makers = [network.kept for network in users[name] if Mode(network.mode).has_own_bridge]
+        makers = [Kept.MANAGED] if name in observed.asked.bridges else []
+        makers += [network.kept for network in users[name] if Mode(network.mode).has_own_bridge]
         bridges[name] = BridgeStatus(
             name=name,
             state=_state(drift, reasons, now, observing=observing),
@@ -262,6 +266,8 @@ def _per_object(found: Diff, now: Circumstances) -> _PerObject:
     reasons: dict[str, list[str]] = {}
     for item in found.drift:
         drift.setdefault(item.object, []).append(str(item))
+    for wait in found.waits:
+        drift.setdefault(wait.object, []).append(wait.text)
     for conflict in found.conflicts:
         reasons.setdefault(conflict.object, []).append(conflict.text)
     for object_, why in (*(now.failures or {}).items(), *(now.fights or {}).items()):

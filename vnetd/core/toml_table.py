@@ -64,10 +64,15 @@ class Table:
             return None if number is None else self.parse(key, str(number), parser, right)
         return self.parsed(key, parser, right)
 
-    def list(self, key: str, parser: Callable[[str], _T], right: str) -> tuple[_T, ...]:
+    def list(
+        self, key: str, parser: Callable[[str], _T], right: str, *, numbers: bool = False
+    ) -> tuple[_T, ...]:
+        """numbers: may stand among the texts."""
         found = []
         place = self.at(key)
         for at, item in enumerate(self.get(key, list, f"write a list: [{right}]") or ()):
+            if numbers and isinstance(item, int) and not isinstance(item, bool):
+                item = str(item)
             if not isinstance(item, str):
                 place.wrong(at, f"{shown(item)} is not a text", f"write {right}")
             elif (value := place.parse(at, item, parser, f"write {right}")) is not None:
@@ -111,6 +116,15 @@ class Table:
             else:
                 self.at(key).wrong(at, f"{shown(item)} is not a table", f"write {right}")
 
+    def texts_or_tables(self, key: str, right: str) -> Iterable[tuple[int, str | Table]]:
+        for at, item in enumerate(self.get(key, list, "write a list") or ()):
+            if isinstance(item, str):
+                yield at, item
+            elif isinstance(item, dict):
+                yield at, Table(item, (*self._path, key, at), self._lines, self._problems)
+            else:
+                self.at(key).wrong(at, f"{shown(item)} is neither a text nor a table", right)
+
     def each_table(self, right: str) -> Iterable[tuple[str, Table]]:
         for name in self._values:
             yield name, self.table(name, right)
@@ -124,7 +138,7 @@ class Table:
                 self.wrong(key, "is not a known key", right)
 
     def parse(
-        self, key: str | int, text: str, parser: Callable[[str], _T], right: str
+        self, key: str | int | None, text: str, parser: Callable[[str], _T], right: str
     ) -> _T | None:
         try:
             return parser(text)

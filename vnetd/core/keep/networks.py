@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vnetd.core.actions import Action
-from vnetd.core.drift import Conflict, Difference, Drift, NetworkDrift, joined, unequal
+from vnetd.core.drift import Conflict, Difference, Drift, NetworkDrift, Wait, joined, unequal
 from vnetd.core.model import (
     Definition,
     DhcpHost,
@@ -159,7 +159,7 @@ class RestartNetwork(Action):
 
 def diff(
     policy: Policy, libvirt: Libvirt, links: Mapping[IfName, Link]
-) -> Iterator[Drift | Conflict]:
+) -> Iterator[Drift | Conflict | Wait]:
     for name, want in sorted(policy.networks.items()):
         have = libvirt.networks.get(name) or Network(name, None, None, autostart=False)
         if have.config is None:
@@ -173,8 +173,7 @@ def diff(
         else:
             yield from _live(want, have.live)
             if not want.mode.has_own_bridge and want.bridge and want.bridge not in links:
-                wrong = f"waits for bridge {want.bridge}: no such link on this host"
-                yield Conflict(network_object(name), wrong)
+                yield _waits(want)
     # An empty policy removes nothing: a file that lost its text must not cost every network.
     if policy.present and policy.networks:
         for name, network in sorted(libvirt.networks.items()):
@@ -262,13 +261,19 @@ _ORDER: tuple[type[Action], ...] = (
 
 def _stopped(
     want: NetworkPolicy, have: Network, links: Mapping[IfName, Link]
-) -> Stopped | Conflict:
+) -> Stopped | Conflict | Wait:
+    if not want.mode.has_own_bridge and want.bridge and want.bridge not in links:
+        return _waits(want)
     bridge = want.bridge or (have.config.bridge if have.config else None)
     if want.mode.has_own_bridge and bridge in links:
         # libvirt would fail to start the network, and delete the other bridge while failing.
         wrong = f"cannot start: a link named {bridge} exists that is not libvirt's"
         return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
     return Stopped(want.name)
+
+
+def _waits(want: NetworkPolicy) -> Wait:
+    return Wait(network_object(want.name), f"waits for bridge {want.bridge}: no such link")
 
 
 def _live(want: NetworkPolicy, live: Definition) -> Iterator[Drift]:

@@ -1,0 +1,196 @@
+"""Bridges of the host: their uplink's addresses, routes, connections go over to them, and back."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.hypervisor import WAN, Hypervisor
+
+BRIDGE = '[bridges.br0]\nports = ["uplink0"]\n'
+NOTHING = '[networks.other]\nmode = "isolated"\nbridge = "vbother"\n'
+# Frames of a port meet the bridge's own rules; those of a link that is none do not.
+DEAF = "nft 'add table bridge deaf { chain input { type filter hook input priority 0; drop; }; }'"
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Hypervisor]:
+    with Hypervisor() as hypervisor:
+        hypervisor.start_vnetd(NOTHING)
+        yield hypervisor
+
+
+@pytest.fixture(autouse=True)
+def _everything_goes_back(box: Hypervisor) -> Iterator[None]:
+    before = facts(box, "uplink0")
+    yield
+    load(box, NOTHING)
+    box.wait_until(lambda: not exists(box, "br0"), what="br0 is gone")
+    box.wait_until(lambda: facts(box, "uplink0") == before, what="uplink0 is as before")
+
+
+def facts(box: Hypervisor, link: str) -> dict[str, Any]:
+    """What a link has of addresses and routes, but for what every link has; {} if there is none."""
+    if not exists(box, link):
+        return {}
+    (found,) = json.loads(box.run("ip", "-j", "addr", "show", link))
+    routes = box.run("ip", "route", "show", "table", "all", "dev", link)
+    routes += box.run("ip", "-6", "route", "show", "table", "all", "dev", link)
+    by_kernel = ("multicast", "local", "broadcast", "anycast")
+    keys = ("family", "local", "prefixlen", "scope", "valid_life_time")
+    return {
+        "mac": found["address"],
+        "addresses": sorted(
+            str({key: a.get(key) for key in keys})
+            for a in found["addr_info"]
+            if a["scope"] == "global"
+        ),
+        "routes": sorted(
+            line.strip().replace(" linkdown", "")
+            for line in routes.splitlines()
+            if not line.startswith(by_kernel) and "fe80::/64" not in line
+        ),
+    }
+
+
+def exists(box: Hypervisor, link: str) -> bool:
+    return box.succeeds("ip", "link", "show", link)
+
+
+def load(box: Hypervisor, policy: str) -> None:
+    box.write("/etc/vnetd/vnetd.toml", policy)
+    box.vnetctl("reload")
+    box.vnetctl("reconcile")
+
+
+def last(box: Hypervisor, object_: str = "bridge/br0") -> dict[str, Any]:
+    return next(record for record in reversed(box.history()) if record["object"] == object_)
+
+
+def reasons(box: Hypervisor) -> str:
+    return " ".join(x for b in box.vnetctl_json("status")["Bridges"] for x in b["Reasons"])
+
+
+def goes_on(box: Hypervisor, answers: Callable[[], int]) -> None:
+    so_far = answers()
+    box.wait_until(lambda: answers() > so_far, what="the connection goes on")
+
+
+def test_uplink_moves_with_all_that_it_has_and_gets_it_back(box: Hypervisor) -> None:
+    box.sh("ip route add 203.0.113.0/24 via 198.51.100.2 metric 50 mtu 1400")
+    box.sh("ip route add 203.0.114.0/24 dev uplink0 scope link table 77")
+    before = facts(box, "uplink0")
+    load(box, BRIDGE)
+    assert facts(box, "br0") == before
+    assert facts(box, "uplink0")["addresses"] == facts(box, "uplink0")["routes"] == []
+    assert box.state() == "converged"
+    box.run("ping", "-qc1", "-W1", WAN)
+    load(box, NOTHING)
+    assert facts(box, "uplink0") == before
+    assert not exists(box, "br0")
+    box.sh("ip route del 203.0.113.0/24; ip route del 203.0.114.0/24 table 77")
+
+
+def test_an_open_connection_of_the_host_lives_on(box: Hypervisor) -> None:
+    with box.talking() as answers:
+        for policy in (BRIDGE, NOTHING):
+            with box.probing(None) as outage:
+                load(box, policy)
+            print(f"{outage.lost} of {outage.sent} new flows lost, {outage.ms} ms")
+            assert not outage.still_out
+            goes_on(box, answers)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link del br0",
+        "ip link set uplink0 nomaster",
+        "ip addr del 198.51.100.1/24 dev br0",
+        "ip addr flush dev br0",
+        "ip route del default dev br0",
+        "ip link set br0 down",
+        "ip link set uplink0 down",
+        "ip link set br0 address 02:00:00:00:00:99",
+    ],
+)
+def test_what_somebody_breaks_is_mended(box: Hypervisor, damage: str) -> None:
+    load(box, BRIDGE)
+    right = facts(box, "br0")
+    records = len(box.history())
+    box.sh(damage)
+    box.wait_until(lambda: len(box.history()) > records, what="a record")
+    box.wait_for_state("converged")
+    box.wait_until(lambda: facts(box, "br0") == right, what=f"{right}")
+    box.wait_until(lambda: box.succeeds("ping", "-qc1", "-W1", WAN), what="the wan answers")
+    record = last(box)
+    print(f"{damage}: {record['ms']} ms: {record['actions']}")
+    assert record["outcome"] == "repaired"
+
+
+def test_uplink_whose_gateway_falls_silent_is_put_back_for_good(box: Hypervisor) -> None:
+    before = facts(box, "uplink0")
+    box.sh(DEAF)
+    load(box, BRIDGE)
+    assert facts(box, "uplink0") == before
+    assert not exists(box, "br0")
+    assert box.state() == "degraded"
+    assert "198.51.100.2" in reasons(box)
+    record = last(box)
+    assert record["outcome"] == "failed"
+    assert record["ms"] < 10_000
+    box.sh("nft delete table bridge deaf")
+    box.vnetctl("reload")
+    assert not exists(box, "br0"), "tried again without being asked"
+    box.vnetctl("reconcile")
+    assert facts(box, "br0") == before
+    assert box.state() == "converged"
+
+
+def test_vnetd_killed_while_it_takes_an_uplink_in(box: Hypervisor) -> None:
+    before = facts(box, "uplink0")
+    box.sh(DEAF)
+    box.write("/etc/vnetd/vnetd.toml", BRIDGE)
+    box.wait_until(lambda: "br0" in box.run("ip", "link", "show", "uplink0"))
+    box.kill("vnetd", signal.SIGKILL)
+    assert facts(box, "uplink0") != before
+    box.spawn("vnetd", box.tool("vnetd"), "--log-level", "debug")
+    box.wait_until(lambda: facts(box, "uplink0") == before, seconds=8, what="put back")
+    box.wait_for_state("degraded")
+    assert "vnetd ended" in reasons(box)
+    assert not exists(box, "br0")
+    box.sh("nft delete table bridge deaf")
+
+
+def test_late_uplink_completes_the_bridge(box: Hypervisor) -> None:
+    policy = """
+        [bridges.br0]
+        ports = ["02:00:00:00:07:07"]
+        addresses = ["192.0.2.1/24"]
+        [networks.lan]
+        mode = "bridge"
+        bridge = "br1"
+        [networks.later]
+        mode = "bridge"
+        bridge = "br0"
+    """
+    load(box, policy)
+    (lan,) = box.vnetctl_json("status", "lan")["Networks"]
+    assert (lan["State"], lan["Active"]) == ("drifted", False)
+    assert lan["Drift"] == ["waits for bridge br1: no such link"]
+    assert box.vnetctl_json("status", "later")["Networks"][0]["Active"]
+    box.sh("ip link add late0 type veth peer name late1; ip link set late1 up")
+    box.sh("ip link set late0 address 02:00:00:00:07:07")
+    box.wait_until(lambda: "br0" in box.run("ip", "link", "show", "late0"))
+    box.wait_until(lambda: facts(box, "br0")["mac"] == "02:00:00:00:07:07")
+    box.wait_until(lambda: "192.0.2.1/24" in box.run("ip", "-o", "addr", "show", "br0"))
+    box.sh("ip link set late0 down; ip link set late0 name again0; ip link set again0 up")
+    box.sh("ip link add br1 type bridge")
+    box.wait_until(lambda: box.vnetctl_json("status", "lan")["Networks"][0]["Active"])
+    box.wait_for_state("converged")
+    assert "br0" in box.run("ip", "link", "show", "again0")
+    box.sh("ip link del again0; ip link del br1")

@@ -1,0 +1,355 @@
+"""Bridges of the host and their uplinks, over rtnetlink."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vnetd.backends import netlink, uplinks
+from vnetd.backends import rtnetlink as rt
+from vnetd.backends.base import Poke
+from vnetd.backends.uplinks import Notes, Stage
+from vnetd.core.actions import Action
+from vnetd.core.keep.hostbridges import MARK, AddRoutes, MakeBridge, RemoveBridge, SetHostBridge
+from vnetd.core.keep.uplinks import ReleaseUplink, SetPort, TakeUplink
+from vnetd.core.model import (
+    IfName,
+    Link,
+    Observed,
+    Route,
+    Source,
+    Uplinks,
+)
+from vnetd.core.uplinks import resolve
+from vnetd.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_NETWORK_CARDS = Path("/sys/class/net")
+_PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_VLAN_PVID, _VLAN_UNTAGGED = 2, 4
+_CARRIER_SECONDS = 0.3
+# Times are in 1/100 s.
+_ATTRIBUTES = {
+    "stp": ("br_stp_state", 1),
+    "forward_delay": ("br_forward_delay", 100),
+    "hello_time": ("br_hello_time", 100),
+    "max_age": ("br_max_age", 100),
+    "priority": ("br_priority", 1),
+    "vlan_filtering": ("br_vlan_filtering", 1),
+    "group_fwd_mask": ("br_group_fwd_mask", 1),
+    "multicast_snooping": ("br_mcast_snooping", 1),
+}
+_KERNEL_OPTIONS = {
+    "vlan_filtering": "CONFIG_BRIDGE_VLAN_FILTERING",
+    "multicast_snooping": "CONFIG_BRIDGE_IGMP_SNOOPING",
+}
+
+
+class HostBridges:
+    source = Source.UPLINKS
+    actions: tuple[type[Action], ...] = (
+        RemoveBridge,
+        ReleaseUplink,
+        MakeBridge,
+        SetHostBridge,
+        TakeUplink,
+        SetPort,
+        AddRoutes,
+    )
+
+    def __init__(self, runtime: Path) -> None:
+        self._notes = Notes(runtime / "uplinks")
+        self._events = netlink.open_route_events()
+        # pyroute2's socket belongs to the thread that made it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hostbridges")
+        self._kernel = rt.Rtnetlink()
+        self._netlink: Any = None
+        self._indexes: frozenset[int] = frozenset()
+        # Before anything else: the host may be cut off.
+        self._thread.submit(self._put_back)
+
+    async def observe(self, observed: Observed) -> Observed:
+        links = observed.links
+        if links is None:
+            return observed
+        found = await self._call(lambda: self._read(observed, links), "uplinks")
+        return replace(observed, uplinks=found)
+
+    async def apply(self, action: Action) -> None:
+        match action:
+            case MakeBridge(policy=policy):
+                await self._call(lambda: self._make(action), policy.name)
+            case SetHostBridge(bridge=bridge):
+                await self._call(lambda: self._set(bridge, dict(action.values)), bridge)
+            case TakeUplink(uplink=uplink):
+                await self._call(lambda: self._take(action), uplink)
+            case ReleaseUplink(policy=policy, uplink=uplink):
+                stay = policy.addresses
+                await self._call(lambda: self._release(policy.name, uplink, stay), uplink)
+            case SetPort(uplink=uplink):
+                await self._call(lambda: self._set_port(action), uplink)
+            case AddRoutes(bridge=bridge):
+                await self._call(lambda: self._add_routes(action), bridge)
+            case RemoveBridge(bridge=bridge):
+                await self._call(lambda: self._remove(action), bridge)
+            case _:
+                raise AssertionError(action)
+
+    async def watch(self, poke: Poke) -> None:
+        def on_data(data: bytes | None) -> None:
+            if data is None:
+                poke(self.source, reason="route events were lost")
+            elif any(self._indexes & rt.hops(body) for _, body in netlink.messages(data)):
+                poke(self.source, reason="routes changed")
+
+        await netlink.listen(self._events, on_data)
+
+    async def _call(self, work: Callable[[], _T], what: str) -> _T:
+        """Raises BackendError where the kernel refuses."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, work)
+        except (OSError, NetlinkError) as error:
+            raise BackendError(f"{what}: {error}") from error
+
+    # -- in the thread
+
+    def _open(self) -> Any:
+        if self._netlink is None:
+            self._netlink = IPRoute()
+        return self._netlink
+
+    def _index(self, name: IfName) -> int:
+        found = self._find(name)
+        if found is None:
+            raise OSError(errno.ENODEV, "no such link")
+        return found
+
+    def _find(self, name: IfName) -> int | None:
+        found = self._open().link_lookup(ifname=name)
+        return int(found[0]) if found else None
+
+    def _read(self, observed: Observed, links: Mapping[IfName, Link]) -> Uplinks:
+        notes = self._notes.all()
+        if not observed.asked.bridges:
+            return Uplinks(taken=_taken(notes))
+        cards = [name for name, link in links.items() if not link.kind and name != "lo"]
+        pci = {name: path for name in cards if (path := _pci_path(links[name]))}
+        named = [text for texts in observed.asked.bridges.values() for text in texts]
+        found = [link for text in named if (link := resolve(text, links, pci)) is not None]
+        addresses = self._kernel.dump(rt.GETADDR, rt.FAMILIES[0])
+        bridges = {links[x].index: x for x in map(IfName, observed.asked.bridges) if x in links}
+        self._indexes = frozenset(bridges)
+        return Uplinks(
+            pci=pci,
+            wireless=frozenset(name for name in cards if is_wireless(name)),
+            leased=frozenset(
+                link.name
+                for link in found
+                if any(map(rt.is_leased, rt.addresses_of(addresses, link.index)))
+            ),
+            routes=self._routes(bridges),
+            taken=_taken(notes),
+            refused=tuple(note.refusal() for note in notes if note.stage is Stage.REFUSED),
+        )
+
+    def _routes(self, bridges: Mapping[int, IfName]) -> dict[IfName, frozenset[Route]]:
+        found: defaultdict[IfName, set[Route]] = defaultdict(set)
+        for body in self._kernel.dump(rt.GETROUTE, *rt.FAMILIES):
+            for index in rt.hops(body) & bridges.keys():
+                found[bridges[index]].add(rt.route(body))
+        return {name: frozenset(routes) for name, routes in found.items()}
+
+    def _make(self, action: MakeBridge) -> None:
+        ipr, want = self._open(), action.policy
+        mac = {} if action.mac is None else {"address": action.mac}
+        try:
+            ipr.link("add", ifname=want.name, kind="bridge", **mac)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        index = self._index(want.name)
+        ipr.link("set", index=index, IFLA_IFALIAS=MARK)
+        values = {key: getattr(want, key) for key in ("mtu", *_ATTRIBUTES)}
+        self._set(want.name, {k: _shown(v) for k, v in values.items() if v is not None})
+
+    def _set(self, bridge: IfName, values: Mapping[str, str]) -> None:
+        """STP off comes before its times, on after them: with STP on some are out of range."""
+        ipr, index = self._open(), self._index(bridge)
+        plain: dict[str, object] = {"state": "up"}
+        if "mac" in values:
+            plain["address"] = values["mac"]
+        if "mtu" in values:
+            plain["mtu"] = int(values["mtu"])
+        off = values.get("stp") == "off"
+        for key in sorted(_ATTRIBUTES, key=lambda key: (key == "stp") is not off):
+            if key not in values:
+                continue
+            attribute, unit = _ATTRIBUTES[key]
+            number = {"on": 1, "off": 0}.get(values[key])
+            number = int(values[key]) * unit if number is None else number
+            try:
+                ipr.link("set", index=index, kind="bridge", **{attribute: number})
+            except NetlinkError as error:
+                if error.code == errno.EOPNOTSUPP:
+                    option = _KERNEL_OPTIONS.get(key, "that option")
+                    wrong = f"{key} = {values[key]}: this kernel lacks it ({option})"
+                    raise BackendError(f"{bridge}: {wrong}; leave the key out") from error
+                raise
+        ipr.link("set", index=index, **plain)
+
+    def _take(self, action: TakeUplink) -> None:
+        ipr, want, name = self._open(), action.policy, action.uplink
+        bridge, index = self._index(want.name), self._index(name)
+        note, neighbours = uplinks.look(self._kernel, want.name, name, index, repr(want))
+        plugged = _master(ipr, index) == bridge
+        ipr.link("set", index=index, state="up")
+        witnesses = [] if plugged else uplinks.witnesses(self._kernel, note, neighbours)
+        old = self._notes.of(name)
+        uplinks.copy_sysctls(name, want.name)
+        self._notes.write(note)
+        if action.pause_stp:
+            ipr.link("set", index=bridge, kind="bridge", br_stp_state=0)
+        try:
+            uplinks.move(self._kernel, note, bridge, lambda: _wait_for_carrier(ipr, bridge))
+            if silent := uplinks.ask(self._kernel, bridge, witnesses) if witnesses else []:
+                who = ", ".join(str(host) for host in silent)
+                raise BackendError(f"{who} did not answer through bridge {want.name}")
+        except (OSError, BackendError) as error:
+            why = f"uplink {name} was put back: {error}"
+            self._undo(replace(note, why=why))
+            raise BackendError(why) from error
+        finally:
+            if action.pause_stp and (still := self._find(want.name)) is not None:
+                ipr.link("set", index=still, kind="bridge", br_stp_state=1)
+        if want.mtu is not None:  # the kernel sets it to the smallest of the ports'
+            ipr.link("set", index=bridge, mtu=want.mtu)
+        self._notes.write(replace(uplinks.merged(old, note), stage=Stage.TAKEN))
+
+    def _put_back(self) -> None:
+        """What a vnetd before this one was killed over."""
+        for note in self._notes.all():
+            if note.stage is Stage.MOVING:
+                why = f"uplink {note.uplink} was put back: vnetd ended while it took it in"
+                log.warning("bridge/%s: %s", note.bridge, why)
+                try:
+                    self._undo(replace(note, why=why))
+                except (OSError, NetlinkError) as error:
+                    log.error("bridge/%s: %s", note.bridge, error)
+
+    def _undo(self, note: uplinks.Note) -> None:
+        uplink, bridge = self._find(note.uplink), self._find(note.bridge)
+        if uplink is not None:
+            uplinks.undo(self._kernel, note, uplink, bridge)
+        self._delete_if_idle(note.bridge)
+        self._notes.write(replace(note, stage=Stage.REFUSED))
+
+    def _release(self, bridge: IfName, uplink: IfName, stay: Iterable[Any]) -> None:
+        note, index = self._notes.of(uplink), self._find(uplink)
+        if note is not None and index is not None:
+            uplinks.undo(self._kernel, note, index, self._find(bridge), stay)
+        self._notes.drop(uplink)
+
+    def _remove(self, action: RemoveBridge) -> None:
+        for uplink in action.uplinks:
+            self._release(action.bridge, uplink, ())
+        self._delete_if_idle(action.bridge)
+
+    def _delete_if_idle(self, bridge: IfName) -> None:
+        """One that vnetd made, and that nothing is plugged into."""
+        ipr, index = self._open(), self._find(bridge)
+        if index is None:
+            return
+        (link,) = ipr.get_links(index)
+        ports = [port for port in ipr.get_links() if port.get_attr("IFLA_MASTER") == index]
+        if link.get_attr("IFLA_IFALIAS") == MARK and not ports:
+            ipr.link("del", index=index)
+
+    def _set_port(self, action: SetPort) -> None:
+        ipr, index, port = self._open(), self._index(action.uplink), action.port
+        if action.mtu is not None:
+            ipr.link("set", index=index, mtu=action.mtu)
+        if port.isolated is not None:
+            ipr.brport("set", index=index, isolated=int(port.isolated))
+        for vlan in sorted(port.vlans or ()):
+            flags = _VLAN_PVID * vlan.pvid | _VLAN_UNTAGGED * vlan.untagged
+            ipr.vlan_filter("add", index=index, vlan_info={"vid": vlan.id, "flags": flags})
+        for number in action.unwanted:
+            ipr.vlan_filter("del", index=index, vlan_info={"vid": number, "flags": 0})
+        ipr.link("set", index=index, state="up")
+
+    def _add_routes(self, action: AddRoutes) -> None:
+        """As the uplink had them, where it brought them. A route to the same place by another
+        gateway goes, once this one is there: the first of two would be the one in use.
+        """
+        bridge = self._index(action.bridge)
+        notes = [note for note in self._notes.all() if note.bridge == action.bridge]
+        brought = {
+            rt.route(body): rt.route_at(body, note.index, bridge)
+            for note in notes
+            for body in map(bytes.fromhex, note.routes)
+        }
+        have = rt.routes_of(self._kernel.dump(rt.GETROUTE, *rt.FAMILIES), bridge)
+        bodies = [brought.get(x) or rt.route_over(bridge, x) for x in action.routes]
+        ways = {(x.destination, x.table, x.metric) for x in action.routes}
+        requests = [rt.Request(rt.NEWROUTE, rt.CREATE | rt.APPEND, body) for body in bodies]
+        for body in have:
+            route = rt.route(body)
+            way = (route.destination, route.table, route.metric)
+            if way in ways and route not in action.routes:
+                requests.append(rt.Request(rt.DELROUTE, 0, rt.route_at(body, bridge, bridge)))
+        rt.check(requests, self._kernel.run(requests), errno.EEXIST, errno.ESRCH)
+
+
+def _taken(notes: Iterable[uplinks.Note]) -> tuple[Any, ...]:
+    return tuple(note.taken() for note in notes if note.stage is Stage.TAKEN)
+
+
+def _master(ipr: Any, index: int) -> int:
+    (link,) = ipr.get_links(index)
+    return int(link.get_attr("IFLA_MASTER") or 0)
+
+
+def _wait_for_carrier(ipr: Any, bridge: int) -> None:
+    """It sends nothing before; a cable may be out, so not for long."""
+    deadline = time.monotonic() + _CARRIER_SECONDS
+    while time.monotonic() < deadline:
+        (link,) = ipr.get_links(bridge)
+        if link.get_attr("IFLA_OPERSTATE") == "UP":
+            return
+        time.sleep(0.002)
+
+
+def _shown(value: object) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def _pci_path(link: Link) -> str:
+    """As udev's ID_PATH; "" for what is on no PCI bus. A virtual card is below its PCI function."""
+    if link.parent.startswith("pci "):
+        return f"pci-{link.parent.removeprefix('pci ')}"
+    return pci_path(str((_NETWORK_CARDS / link.name / "device").resolve())) if link.parent else ""
+
+
+def pci_path(device: str) -> str:
+    """Of its path below /sys/devices."""
+    found = [part for part in device.split("/") if _PCI.fullmatch(part)]
+    return f"pci-{found[-1]}" if found else ""
+
+
+def is_wireless(name: str) -> bool:
+    return any((_NETWORK_CARDS / name / part).exists() for part in ("wireless", "phy80211"))
