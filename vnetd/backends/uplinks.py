@@ -125,7 +125,11 @@ def look(
 def witnesses(
     kernel: rt.Rtnetlink, note: Note, neighbours: dict[HostAddress, bytes]
 ) -> list[HostAddress]:
-    """Who must answer afterwards: gateways that do now; without any, neighbours in touch."""
+    """Who must answer afterwards: gateways that do now; without any, neighbours in touch. Nobody
+    where the host has no address there.
+    """
+    if all(rt.address(bytes.fromhex(text)).is_link_local for text in note.addresses):
+        return []
     routes = (rt.route(bytes.fromhex(text)) for text in note.routes)
     gateways = list(dict.fromkeys(r.gateway for r in routes if r.gateway is not None))
     if not gateways:
