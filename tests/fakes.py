@@ -156,6 +156,7 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
     Source.DNSMASQ: (),
     Source.FILTERS: (),
     Source.UPLINKS: (),
+    Source.ROUTES: (),
 }
 
 
@@ -179,7 +180,7 @@ class _Backend:
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
                 return replace(observed, firewall=Ruleset(self._host.world, chains))
-            case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ | Source.UPLINKS:
+            case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ | Source.UPLINKS | Source.ROUTES:
                 return observed
             case Source.FILTERS:
                 return replace(observed, filters=Firewall())

@@ -18,6 +18,7 @@ from vnetd.backends.guard import Guard
 from vnetd.backends.hostbridges import HostBridges
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
+from vnetd.backends.routes import Routes
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core.actions import Action
 from vnetd.core.keep.networks import RestartNetwork, StartNetwork, UpdateDhcp
@@ -312,7 +313,7 @@ def test_run_ends_when_stopped(*, stop_first: bool) -> None:
 
 
 def test_every_action_has_a_backend() -> None:
-    kinds = (Libvirtd, Links, HostBridges, Firewall, Filters, Guard, Sysctls)
+    kinds = (Libvirtd, Links, Routes, HostBridges, Firewall, Filters, Guard, Sysctls)
     taken = [action.__name__ for kind in kinds for action in kind.actions]
     # a set: of a class with slots the one without may still be there
     assert sorted(taken) == sorted({action.__name__ for action in Action.__subclasses__()})

@@ -44,7 +44,7 @@ DIRECTORIES = tuple(
     )
 )
 # What a change by libvirt may touch. Rules are left out: the kernel tells of them.
-_TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.SYSCTLS, Source.DNSMASQ)
+_TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.ROUTES, Source.SYSCTLS, Source.DNSMASQ)
 # bridge_driver.c: libvirt deletes a network's file there before anything else of the network, and
 # writes it after all else.
 _STATUS = Path("/run/libvirt/network")

@@ -37,6 +37,7 @@ _NESTED = 0x8000
 _ATTRIBUTE = struct.Struct("=HH")
 ERROR, DONE = 2, 3
 _DUMP_INTR = 0x10
+_NEWLINK, _DELLINK, _IFF_UP = 16, 17, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,17 @@ def open_route_events() -> socket.socket:
     return _open(_NETLINK_ROUTE, _ROUTE_GROUPS)
 
 
+def open_way_events() -> socket.socket:
+    """Routes, and the links that they lead out of: with those IPv4 routes go unsaid."""
+    return _open(_NETLINK_ROUTE, (*_ROUTE_GROUPS, _LINK_GROUPS[0]))
+
+
 def open_nftables_events() -> socket.socket:
     return _open(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
 
 
 def open_route() -> socket.socket:
-    """To ask about links."""
+    """To ask about links, routes and neighbours, and to change them."""
     return _open(_NETLINK_ROUTE, ())
 
 
@@ -111,6 +117,15 @@ def drain(
 def has_default_route(data: bytes) -> bool:
     """Whether one is among the routes that changed: struct rtmsg, dst_len."""
     return any(len(body) > 1 and body[1] == 0 for _, body in messages(data))
+
+
+def links_gone(data: bytes) -> Iterator[int]:
+    """Indexes of links that are down or deleted: struct ifinfomsg."""
+    for kind, body in messages(data):
+        if kind in (_NEWLINK, _DELLINK) and len(body) >= 16:
+            index, flags = struct.unpack_from("=iI", body, 4)
+            if kind == _DELLINK or not flags & _IFF_UP:
+                yield index
 
 
 class Generations:

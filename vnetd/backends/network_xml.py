@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from ipaddress import IPv4Address, ip_address, ip_interface
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 
 from vnetd.backends import xmltext
-from vnetd.core.model import Address, Definition, DhcpHost, DhcpRange, IfName, Mode
+from vnetd.core.model import (
+    Address,
+    Definition,
+    DhcpHost,
+    DhcpRange,
+    HostAddress,
+    IfName,
+    Mode,
+    StaticRoute,
+)
 from vnetd.core.policy import NetworkPolicy
 
 _MARK = "{urn:vnetd:network:1}made"
@@ -48,6 +57,7 @@ def parse(text: str) -> Definition:
         guest_ipv6=root.get("ipv6") == "yes",
         tftp=_tftp(ips),
         dns=_get(root.find("dns"), "enable") != "no",
+        routes=tuple(_route(item) for item in root.findall("route")),
         made_by_vnetd=root.find(f"metadata/{_MARK}") is not None,
     )
 
@@ -69,6 +79,8 @@ def render(policy: NetworkPolicy, base: str | None) -> str:
     if policy.mode.has_own_bridge:
         _render_own_bridge(root, policy)
         _render_addresses(root, policy)
+        if policy.routes is not None:
+            _render_routes(root, policy.routes)
     return ET.tostring(root, encoding="unicode")
 
 
@@ -136,6 +148,25 @@ def _render_dhcp(ip: ET.Element, address: Address, policy: NetworkPolicy) -> Non
         ip.remove(dhcp)
 
 
+def _render_routes(root: ET.Element, routes: tuple[StaticRoute, ...]) -> None:
+    wanted = list(routes)
+    for element in root.findall("route"):
+        route = _route(element)
+        if route in wanted:
+            wanted.remove(route)
+        else:
+            root.remove(element)
+    for route in wanted:
+        keys = {
+            "family": "ipv6" if route.to.version == 6 else "ipv4",
+            "address": str(route.to.network_address),
+            "prefix": str(route.to.prefixlen),
+            "gateway": str(route.via),
+            "metric": str(route.metric),
+        }
+        root.append(ET.Element("route", keys))
+
+
 def _ip_element(address: Address) -> ET.Element:
     ip = ET.Element("ip", address=str(address.ip), prefix=str(address.network.prefixlen))
     if address.version == 6:
@@ -161,8 +192,20 @@ def _address(ip: ET.Element) -> Address:
     return ip_interface(f"{address}/{suffix}")
 
 
-def _default_prefix(address: object) -> str:
+def _route(element: ET.Element) -> StaticRoute:
+    address = ip_address(element.get("address", ""))
+    suffix = element.get("prefix") or element.get("netmask") or _default_prefix(address)
+    return StaticRoute(
+        to=ip_network(f"{address}/{suffix}", strict=False),
+        via=ip_address(element.get("gateway", "")),
+        metric=int(element.get("metric") or 1),
+    )
+
+
+def _default_prefix(address: HostAddress) -> str:
     """libvirt's own (virSocketAddrGetIPPrefix): classful for IPv4, 64 for IPv6."""
+    if int(address) == 0:
+        return "0"
     if not isinstance(address, IPv4Address):
         return "64"
     first = address.packed[0]

@@ -14,7 +14,9 @@ from vnetd.core.keep import (
     guard,
     hostbridges,
     networks,
+    routes,
     rules,
+    subnets,
     sysctls,
     taps,
 )
@@ -52,9 +54,10 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         found += hostbridges.diff(policy, observed.links, observed.uplinks, insist=insist)
     if libvirt is None:
         return _sorted(found)
+    refused = subnets.refused(policy, observed)
     found += (
         item
-        for item in networks.diff(policy, libvirt, observed.links or {})
+        for item in networks.diff(policy, libvirt, observed.links or {}, refused)
         if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
     )
     kept = [
@@ -66,6 +69,9 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.links is not None:
         found += bridges.diff(policy, libvirt, staying, observed.links)
         found += taps.diff(libvirt, staying, observed.links)
+    if observed.routes is not None:
+        found += subnets.diff(policy, staying, observed)
+        found += routes.diff(policy, staying, observed)
     if observed.sysctls is not None:
         found += sysctls.diff(staying, observed.sysctls)
     if observed.dnsmasq is not None:

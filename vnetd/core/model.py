@@ -29,6 +29,7 @@ class Source(StrEnum):
     DNSMASQ = "dnsmasq"
     FILTERS = "filters"
     UPLINKS = "uplinks"
+    ROUTES = "routes"
 
 
 class Mode(StrEnum):
@@ -91,6 +92,19 @@ class DhcpHost:
 
 
 @dataclass(frozen=True, slots=True)
+class StaticRoute:
+    """A network's own way to what lies behind one of its guests."""
+
+    to: Subnet
+    via: HostAddress
+    metric: int = 1
+    """libvirt's own, where its XML names none (virNetDevIPRouteGetMetric)."""
+
+    def __str__(self) -> str:
+        return f"{self.to} via {self.via}" + (f" metric {self.metric}" if self.metric != 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Definition:
     """One network as its XML says. None means that the XML does not say."""
 
@@ -113,6 +127,7 @@ class Definition:
     """ipv6='yes': guests may speak IPv6 to each other without an address of the host."""
     tftp: bool = False
     dns: bool = True
+    routes: tuple[StaticRoute, ...] = ()
     made_by_vnetd: bool = False
 
 
@@ -235,6 +250,28 @@ class Uplinks:
     refused: tuple[Refusal, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """One next hop of the kernel's main table. dev: None where it leads nowhere on purpose
+    (blackhole, unreachable, prohibit). via: None to neighbours on the link itself.
+    """
+
+    to: Subnet
+    dev: IfName | None
+    via: HostAddress | None = None
+    metric: int = 0
+    made_by_vnetd: bool = False
+
+    def __str__(self) -> str:
+        via = f" via {self.via}" if self.via else ""
+        return f"{self.to}{via} dev {self.dev}" if self.dev else f"{self.to} to nowhere"
+
+    @property
+    def is_default(self) -> bool:
+        """Or one of the halves that VPNs put before it: 0.0.0.0/1, 2000::/3."""
+        return self.to.prefixlen <= (1 if self.to.version == 4 else 3)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Chain:
     family: Family
@@ -305,7 +342,8 @@ class GuardTable:
 class Asked:
     """What the policy needs to know beside what is looked at anyhow. networks: it names some.
     links: that it names. leases: networks whose leases it needs. domains: whose interfaces,
-    running or not. bridges: of the host, and how it names their uplinks.
+    running or not. subnets: that its networks have or route to. bridges: of the host, and how
+    it names their uplinks.
     """
 
     networks: bool = False
@@ -313,6 +351,7 @@ class Asked:
     leases: frozenset[str] = frozenset()
     domains: frozenset[str] = frozenset()
     bridges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subnets: frozenset[Subnet] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +373,10 @@ class Observed:
     uplinks: Uplinks | None = None
     insist: bool = False
     """Somebody asked for this pass: what was given up is tried once more."""
+    routes: tuple[HostRoute, ...] | None = None
+    """Default routes, and those that overlap a subnet of a network."""
+    nameservers: frozenset[HostAddress] = frozenset()
+    """The host's own."""
 
     @property
     def links_of_interest(self) -> frozenset[IfName]:

@@ -14,6 +14,7 @@ from vnetd.core.keep import (
     guard,
     hostbridges,
     networks,
+    routes,
     rules,
     sysctls,
     taps,
@@ -60,4 +61,5 @@ def _plan(
     ]
     yield from dnsmasq.plan(left, libvirt)
     yield from bridges.plan(left)
+    yield from routes.plan(left)
     yield from taps.plan(left, observed.links or {})

@@ -10,13 +10,24 @@ from typing import Any
 
 import tomli
 
-from vnetd.core import policy_bridges, retention
+from vnetd.core import policy_bridges, policy_routing, retention
 from vnetd.core import policy_values as values
-from vnetd.core.model import Address, Asked, DhcpHost, DhcpRange, HostAddress, IfName, Mode, Subnet
+from vnetd.core.model import (
+    Address,
+    Asked,
+    DhcpHost,
+    DhcpRange,
+    HostAddress,
+    IfName,
+    Mode,
+    StaticRoute,
+    Subnet,
+)
 from vnetd.core.policy_bridges import BridgePolicy
+from vnetd.core.policy_routing import Announce as Announce
 from vnetd.core.retention import Retention
 from vnetd.core.toml_lines import Path, line_of, locate
-from vnetd.core.toml_table import Table, nearest, shown
+from vnetd.core.toml_table import Table, merge, nearest, shown, value_at
 from vnetd.errors import PolicyError, Problem
 
 
@@ -83,6 +94,16 @@ class NetworkPolicy:
     guard: bool = True
     firewall: Firewall = Firewall.LIBVIRT
     forwards: tuple[Forward, ...] = ()
+    routes: tuple[StaticRoute, ...] | None = None
+    announce: frozenset[Announce] = frozenset()
+    overlaps: tuple[Subnet, ...] = ()
+    """What others have there and the network may overlap."""
+
+    @property
+    def subnets(self) -> tuple[Subnet, ...]:
+        """All that it has or routes to."""
+        own = [address.network for address in self.addresses]
+        return (*own, *(route.to for route in self.routes or ()))
 
     @property
     def libvirts_mode(self) -> Mode:
@@ -122,6 +143,7 @@ class Policy:
                 if any(isinstance(forward.to, str) for forward in network.forwards)
             ),
             bridges={name: bridge.uplinks for name, bridge in self.bridges.items()},
+            subnets=frozenset(x for network in self.networks.values() for x in network.subnets),
         )
 
 
@@ -154,10 +176,10 @@ def parse(texts: Sequence[PolicyText]) -> Policy:
                 Problem(text.file, line, "", f"not valid TOML: {wrong}", "correct it there")
             )
             continue
-        _merge(merged, document)
+        merge(merged, document)
         for path, line in locate(text.text).items():
             # A table is where it began; a key is where it was last set.
-            if path not in lines or not isinstance(_value(document, path), dict):
+            if path not in lines or not isinstance(value_at(document, path), dict):
                 lines[path] = (text.file, line)
     if problems:
         raise PolicyError(problems)
@@ -232,6 +254,9 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
         guard=section.get("guard", bool, "write true or false") is not False,
         firewall=firewall or Firewall.LIBVIRT,
         forwards=tuple(item for item in forwards if item is not None),
+        routes=policy_routing.routes(section, addresses),
+        announce=policy_routing.announce(section),
+        overlaps=policy_routing.overlaps(section),
     )
     dhcp.close()
     section.close()
@@ -303,6 +328,7 @@ def _check_network(network: NetworkPolicy, section: Table, dhcp: Table) -> None:
     """What can only be judged with the whole network at hand."""
     mode = network.mode
     _check_firewall(network, section)
+    policy_routing.check(section, mode, network.addresses, network.announce)
     if mode is Mode.BRIDGE:
         if "bridge" not in section:
             section.wrong("bridge", "is missing", "name the host bridge that guests are put on")
@@ -398,12 +424,10 @@ def _check_together(networks: Mapping[str, NetworkPolicy], sections: Table) -> N
         if before.protocol == after.protocol and low <= high and not before.sources:
             wrong = f"{after.protocol} port {low} is forwarded by networks.{one.name} already"
             sections.at(two.name).wrong("forwards", wrong, "forward each port once")
-    owned = [(network, address) for network in networks.values() for address in network.addresses]
-    for (one, first), (two, second) in combinations(owned, 2):
-        if first.version == second.version and first.network.overlaps(second.network):
-            whose = "this network" if one is two else f"networks.{one.name}"
-            wrong = f'"{second}" overlaps "{first}" of {whose}'
-            sections.at(two.name).wrong("addresses", wrong, "take a subnet of its own")
+    policy_routing.check_together(
+        sections,
+        [(item.name, item.addresses, item.routes or ()) for item in networks.values()],
+    )
 
 
 def _coexist(text: str) -> Coexist:
@@ -423,18 +447,3 @@ def _bad_name(name: str) -> str | None:
     if "/" in name or not name.isprintable():
         return f"{shown(name)} holds a slash or an unprintable character"
     return None
-
-
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    for key, value in new.items():
-        old = into.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            _merge(old, value)
-        else:
-            into[key] = value
-
-
-def _value(document: Any, path: Path) -> Any:
-    for part in path:
-        document = document[part]
-    return document

@@ -79,6 +79,13 @@ class Table:
                 found.append(value)
         return tuple(found)
 
+    def one_or_list(self, key: str, parser: Callable[[str], _T], right: str) -> tuple[_T, ...]:
+        """A list may be written without brackets if it has one item."""
+        if isinstance(self._values.get(key), str):
+            value = self.parsed(key, parser, f"write {right}")
+            return () if value is None else (value,)
+        return self.list(key, parser, right)
+
     def enum(
         self,
         key: str,
@@ -183,3 +190,19 @@ def shown(value: object) -> str:
     text = f'"{value}"' if isinstance(value, str) else str(value)
     text = text if text.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Key by key: the new one wins."""
+    for key, value in new.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            merge(old, value)
+        else:
+            into[key] = value
+
+
+def value_at(document: Any, path: Path) -> Any:
+    for part in path:
+        document = document[part]
+    return document

@@ -27,6 +27,7 @@ from vnetd.core.wording import few
 # What libvirt changes in a running network, and what the kernel's own bridge tells better.
 _LIVE_KEYS = ("dhcp.ranges", "dhcp.hosts")
 LINK_KEYS = ("mac", "mtu", "stp")
+_KERNELS_KEYS = (*LINK_KEYS, "routes")
 
 
 class _OfLibvirt(NetworkDrift):
@@ -158,9 +159,16 @@ class RestartNetwork(Action):
 
 
 def diff(
-    policy: Policy, libvirt: Libvirt, links: Mapping[IfName, Link]
+    policy: Policy,
+    libvirt: Libvirt,
+    links: Mapping[IfName, Link],
+    refused: Mapping[str, Sequence[str]],
 ) -> Iterator[Drift | Conflict | Wait]:
+    """refused: networks that must not become what the policy wants, and why."""
     for name, want in sorted(policy.networks.items()):
+        if name in refused:
+            yield from (Conflict(network_object(name), why) for why in refused[name])
+            continue
         have = libvirt.networks.get(name) or Network(name, None, None, autostart=False)
         if have.config is None:
             yield Undefined(name)
@@ -193,6 +201,8 @@ def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]
             ("dhcp.ranges", frozenset(want.ranges), frozenset(have.ranges)),
             ("dhcp.hosts", frozenset(want.hosts), frozenset(have.hosts)),
         ]
+        if want.routes is not None:
+            pairs.append(("routes", frozenset(want.routes), frozenset(have.routes)))
     return unequal(pairs)
 
 
@@ -278,7 +288,7 @@ def _waits(want: NetworkPolicy) -> Wait:
 
 def _live(want: NetworkPolicy, live: Definition) -> Iterator[Drift]:
     found = differences(want, live)
-    fixed = tuple(item for item in found if item.key not in (*_LIVE_KEYS, *LINK_KEYS))
+    fixed = tuple(item for item in found if item.key not in (*_LIVE_KEYS, *_KERNELS_KEYS))
     if fixed:
         yield LiveDiffers(want.name, fixed)
     elif any(item.key in _LIVE_KEYS for item in found):

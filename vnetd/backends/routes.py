@@ -1,0 +1,140 @@
+"""The kernel's main routing table and the host's DNS servers; networks' own routes, over rtnetlink.
+
+Raw messages: a router's table may hold a million routes, of which only a few concern a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from vnetd.backends import netlink, rtnetlink
+from vnetd.backends import route_messages as messages
+from vnetd.backends.base import Poke
+from vnetd.backends.rtnetlink import Rtnetlink
+from vnetd.core.actions import Action
+from vnetd.core.keep.routes import SetRoute
+from vnetd.core.model import HostAddress, HostRoute, IfName, Observed, Source, Subnet
+from vnetd.errors import BackendError
+
+_RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+# A routing daemon may write without end: looking takes no more than this share of the time.
+_REST = 9
+
+
+class Routes:
+    source = Source.ROUTES
+    actions: tuple[type[Action], ...] = (SetRoute,)
+
+    def __init__(self) -> None:
+        self._events = netlink.open_way_events()
+        self._rtnetlink = Rtnetlink()
+        self._changed = asyncio.Event()
+        self._subnets: frozenset[Subnet] = frozenset()
+        self._names: dict[int, IfName | None] = {}
+        """Of the links that the routes lead out of."""
+        self._gone: set[int] = set()
+        """Links that went while the routes were read."""
+        self._rest_until = 0.0
+
+    async def observe(self, observed: Observed) -> Observed:
+        began = time.monotonic()
+        self._subnets = frozenset(_of_interest(observed))
+        self._gone.clear()
+        try:
+            routes, self._names = await asyncio.to_thread(self._read, self._subnets)
+        except OSError as error:
+            raise BackendError(f"routes: {error}") from error
+        finally:
+            now = time.monotonic()
+            self._rest_until = now + _REST * (now - began)
+        if not self._gone.isdisjoint(self._names):
+            self._changed.set()
+        return replace(observed, routes=routes, nameservers=frozenset(_nameservers()))
+
+    async def apply(self, action: Action) -> None:
+        assert isinstance(action, SetRoute), action
+        done = errno.EEXIST if action.there else errno.ESRCH
+        try:
+            index = socket.if_nametoindex(action.bridge)
+            orders = [messages.order(action.route, index, there=action.there)]
+            rtnetlink.check(orders, self._rtnetlink.run(orders), done)
+        except OSError as error:
+            raise BackendError(f"{action}: {error.strerror}") from error
+
+    async def watch(self, poke: Poke) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(netlink.listen(self._events, self._on_data))
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(max(0.0, self._rest_until - time.monotonic()))
+                self._changed.clear()
+                # Another uplink needs other sysctls.
+                poke(self.source, Source.SYSCTLS, reason="routes changed")
+
+    def _on_data(self, data: bytes | None) -> None:
+        if data is None or any(_touches(to, self._subnets) for to in messages.destinations(data)):
+            self._changed.set()
+            return
+        for index in netlink.links_gone(data):
+            self._gone.add(index)
+            if index in self._names:
+                self._changed.set()
+
+    def _read(
+        self, subnets: frozenset[Subnet]
+    ) -> tuple[tuple[HostRoute, ...], dict[int, IfName | None]]:
+        """The routes that concern these, and the names of their links."""
+        names: dict[int, IfName | None] = {}
+        found: list[HostRoute] = []
+
+        def name(index: int) -> IfName | None:
+            if index not in names:
+                names[index] = _name(index)
+            return names[index]
+
+        for body in self._rtnetlink.dump(rtnetlink.GETROUTE, *rtnetlink.FAMILIES):
+            to = messages.destination(body)
+            if to is not None and _touches(to, subnets):
+                found += messages.routes(body, to, name)
+        return tuple(found), names
+
+
+def _of_interest(observed: Observed) -> Iterator[Subnet]:
+    yield from observed.asked.subnets
+    networks = observed.libvirt.networks.values() if observed.libvirt else ()
+    for network in networks:
+        for definition in (network.config, network.live):
+            if definition is not None:
+                yield from (address.network for address in definition.addresses)
+                yield from (route.to for route in definition.routes)
+
+
+def _touches(to: Subnet, subnets: Iterable[Subnet]) -> bool:
+    """A default route touches all."""
+    return any(to.version == subnet.version and to.overlaps(subnet) for subnet in subnets)
+
+
+def _name(index: int) -> IfName | None:
+    try:
+        return IfName(socket.if_indextoname(index))
+    except OSError:
+        return None  # it has gone since
+
+
+def _nameservers() -> Iterator[HostAddress]:
+    """resolv.conf(5); systemd-resolved keeps those behind its own address in a second file."""
+    for path in _RESOLVERS:
+        with suppress(OSError, UnicodeDecodeError):
+            for line in path.read_text().splitlines():
+                words = line.split()
+                if words[:1] == ["nameserver"] and len(words) > 1:
+                    with suppress(ValueError):
+                        yield ip_address(words[1].partition("%")[0])
