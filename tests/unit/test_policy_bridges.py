@@ -9,6 +9,7 @@ import pytest
 from vnetd.core.link import Vlan
 from vnetd.core.policy import PolicyText, parse
 from vnetd.core.policy_bridges import BridgePolicy, BridgePort, uplink_name
+from vnetd.errors import PolicyError
 
 
 def bridge(text: str) -> BridgePolicy:
@@ -63,3 +64,14 @@ def test_names_and_altnames_are_taken_as_they_are(text: str) -> None:
 def test_what_can_name_no_link(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not|names no"):
         uplink_name(text)
+
+
+def test_a_wireless_uplink_is_refused_where_it_is_known_to_be_one() -> None:
+    text = PolicyText("vnetd.toml", '[bridges.br0]\nports = ["eth0", "wlan0"]\n')
+    with pytest.raises(PolicyError) as caught:
+        parse([text], is_wireless=lambda uplink: uplink == "wlan0")
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (2, "bridges.br0.ports[1]")
+    assert "4-address" in problem.wrong
+    assert "proxy ARP" in problem.right
+    assert "nat" in problem.right

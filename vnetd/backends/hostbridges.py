@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +16,10 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vnetd.backends import netlink, uplinks
+from vnetd.backends import cards, netlink, uplinks
 from vnetd.backends import rtnetlink as rt
 from vnetd.backends.base import Poke
+from vnetd.backends.managers import Managers
 from vnetd.backends.uplinks import Notes, Stage
 from vnetd.core.actions import Action
 from vnetd.core.keep.hostbridges import MARK, AddRoutes, MakeBridge, RemoveBridge, SetHostBridge
@@ -38,10 +38,9 @@ from vnetd.errors import BackendError
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_NETWORK_CARDS = Path("/sys/class/net")
-_PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _VLAN_PVID, _VLAN_UNTAGGED = 2, 4
 _CARRIER_SECONDS = 0.3
+_NAMES_SECONDS = 1.0
 # Times are in 1/100 s.
 _ATTRIBUTES = {
     "stp": ("br_stp_state", 1),
@@ -73,12 +72,14 @@ class HostBridges:
 
     def __init__(self, runtime: Path) -> None:
         self._notes = Notes(runtime / "uplinks")
+        self._managers = Managers()
         self._events = netlink.open_route_events()
         # pyroute2's socket belongs to the thread that made it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hostbridges")
         self._kernel = rt.Rtnetlink()
         self._netlink: Any = None
         self._indexes: frozenset[int] = frozenset()
+        self._awaited: frozenset[str] = frozenset()
         # Before anything else: the host may be cut off.
         self._thread.submit(self._put_back)
 
@@ -116,7 +117,18 @@ class HostBridges:
             elif any(self._indexes & rt.hops(body) for _, body in netlink.messages(data)):
                 poke(self.source, reason="routes changed")
 
-        await netlink.listen(self._events, on_data)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(netlink.listen(self._events, on_data))
+            tasks.create_task(self._await_names(poke))
+
+    async def _await_names(self, poke: Poke) -> None:
+        """The kernel tells nobody of an altname that a link gets while it is down."""
+        while True:
+            await asyncio.sleep(_NAMES_SECONDS)
+            if not self._awaited:
+                continue
+            if await self._call(self._has_come, "uplinks"):
+                poke(Source.LINKS, self.source, reason="an uplink has come")
 
     async def _call(self, work: Callable[[], _T], what: str) -> _T:
         """Raises BackendError where the kernel refuses."""
@@ -145,27 +157,51 @@ class HostBridges:
 
     def _read(self, observed: Observed, links: Mapping[IfName, Link]) -> Uplinks:
         notes = self._notes.all()
+        notes = [note for note in notes if self._counts(note, observed, links)]
         if not observed.asked.bridges:
+            self._awaited = frozenset()
             return Uplinks(taken=_taken(notes))
-        cards = [name for name, link in links.items() if not link.kind and name != "lo"]
-        pci = {name: path for name in cards if (path := _pci_path(links[name]))}
+        devices = [name for name, link in links.items() if not link.kind and name != "lo"]
+        pci = {name: path for name in devices if (path := _pci_path(links[name]))}
         named = [text for texts in observed.asked.bridges.values() for text in texts]
-        found = [link for text in named if (link := resolve(text, links, pci)) is not None]
+        resolved = {text: resolve(text, links, pci) for text in named}
+        found = [link for link in resolved.values() if link is not None]
+        self._awaited = frozenset(text for text, link in resolved.items() if link is None)
         addresses = self._kernel.dump(rt.GETADDR, rt.FAMILIES[0])
         bridges = {links[x].index: x for x in map(IfName, observed.asked.bridges) if x in links}
         self._indexes = frozenset(bridges)
         return Uplinks(
+            asked=observed.asked.bridges,
             pci=pci,
-            wireless=frozenset(name for name in cards if is_wireless(name)),
+            wireless=frozenset(name for name in devices if cards.is_wireless(name)),
             leased=frozenset(
                 link.name
                 for link in found
                 if any(map(rt.is_leased, rt.addresses_of(addresses, link.index)))
             ),
+            owners=self._managers.owners(
+                {
+                    **{IfName(name): None for name in observed.asked.bridges},
+                    **{link.name: link.index for link in found},
+                    **{name: index for index, name in bridges.items()},
+                }
+            ),
             routes=self._routes(bridges),
             taken=_taken(notes),
             refused=tuple(note.refusal() for note in notes if note.stage is Stage.REFUSED),
         )
+
+    def _has_come(self) -> bool:
+        return any(map(self._kernel.has_link, self._awaited))
+
+    def _counts(self, note: uplinks.Note, observed: Observed, links: Mapping[IfName, Link]) -> bool:
+        """Nothing is left to know of a bridge that is gone and that the policy asks for no more."""
+        asked = observed.asked
+        if note.bridge in asked.bridges or note.bridge in links:
+            return True
+        if asked.bridges or asked.networks:  # else the policy may only have lost its text
+            self._notes.drop(note.uplink)
+        return False
 
     def _routes(self, bridges: Mapping[int, IfName]) -> dict[IfName, frozenset[Route]]:
         found: defaultdict[IfName, set[Route]] = defaultdict(set)
@@ -339,17 +375,6 @@ def _shown(value: object) -> str:
 
 
 def _pci_path(link: Link) -> str:
-    """As udev's ID_PATH; "" for what is on no PCI bus. A virtual card is below its PCI function."""
     if link.parent.startswith("pci "):
         return f"pci-{link.parent.removeprefix('pci ')}"
-    return pci_path(str((_NETWORK_CARDS / link.name / "device").resolve())) if link.parent else ""
-
-
-def pci_path(device: str) -> str:
-    """Of its path below /sys/devices."""
-    found = [part for part in device.split("/") if _PCI.fullmatch(part)]
-    return f"pci-{found[-1]}" if found else ""
-
-
-def is_wireless(name: str) -> bool:
-    return any((_NETWORK_CARDS / name / part).exists() for part in ("wireless", "phy80211"))
+    return cards.pci_path(link.name) if link.parent else ""

@@ -36,7 +36,7 @@ _FOREVER = 0xFFFFFFFF
 _NDA_DST, _NDA_LLADDR = 1, 2
 STALE, REACHABLE, PROBE, FAILED = 0x04, 0x02, 0x10, 0x20
 _PERMANENT_NEIGHBOUR, _KNOWN, _NTF_USE = 0x80, 0x02 | 0x04 | 0x08 | 0x10 | 0x80, 0x01
-_IFLA_MASTER = 10
+_GETLINK, _IFLA_MASTER, _IFLA_ALT_IFNAME = 18, 10, 53
 _ROUTE, _ADDRESS, _NEIGHBOUR, _LINK = struct.Struct("=8BI"), 8, 12, struct.Struct("=BBHiII")
 
 
@@ -73,6 +73,14 @@ class Rtnetlink:
                 if kind == netlink.ERROR:
                     codes.append(-struct.unpack_from("=i", body)[0])
         return codes
+
+    def has_link(self, name: str) -> bool:
+        """By name or altname."""
+        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0)
+        body += netlink.encoded(_IFLA_ALT_IFNAME, name.encode() + b"\0")
+        self._socket.send(netlink.message(_GETLINK, _REQUEST, body))
+        ((kind, _),) = netlink.messages(self._socket.recv(1 << 18))
+        return kind != netlink.ERROR
 
     def _dump(self, question: bytes) -> list[bytes]:
         for _ in range(_MOST_READINGS - 1):

@@ -171,7 +171,8 @@ def move(kernel: rt.Rtnetlink, note: Note, bridge: int, settle: Callable[[], Non
     ]
     requests.append(rt.set_master(note.index, bridge))
     rt.check(requests, kernel.run(requests), errno.EEXIST)
-    settle()
+    if routes:
+        settle()
     over = [rt.route_at(body, note.index, bridge) for body in routes]
     requests = [rt.Request(rt.NEWROUTE, rt.CREATE | rt.APPEND, body) for body in over]
     requests += [rt.Request(rt.DELROUTE, 0, body) for body in routes]

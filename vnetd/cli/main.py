@@ -39,6 +39,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "check":
         return _check(arguments.files, as_json=arguments.json)
 
+    if arguments.command == "unmanaged":
+        return _unmanaged(arguments.links, as_json=arguments.json)
+
     from vnetd import sysbus  # the libraries take a tenth of a second: check does without
     from vnetd.cli import commands
 
@@ -103,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="policy files, each a drop-in of the first; the installed policy if none is named",
     )
+    unmanaged = add(
+        "unmanaged",
+        "print what keeps NetworkManager and systemd-networkd off links; needs no daemon",
+    )
+    unmanaged.add_argument("links", nargs="+", metavar="LINK", help="a bridge, or its uplink")
     history = add("history", "show what broke, who did it, and what was done")
     history.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N records")
     add("metrics", "print what monitoring counts, as OpenMetrics text")
@@ -129,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(paths: list[Path], *, as_json: bool) -> int:
-    from vnetd.backends import files
+    from vnetd.backends import cards, files
     from vnetd.cli import render
     from vnetd.core import policy
 
@@ -138,7 +146,7 @@ def _check(paths: list[Path], *, as_json: bool) -> int:
             texts = [files.read_text(path) for path in paths]
         else:
             texts = files.read_policy(files.DEFAULT_CONFIG)
-        networks = policy.parse(texts).networks
+        found = policy.parse(texts, is_wireless=cards.wireless_uplink)
     except PolicyError as error:
         if as_json:
             render.print_json([render.problem(problem) for problem in error.problems])
@@ -149,9 +157,22 @@ def _check(paths: list[Path], *, as_json: bool) -> int:
     if as_json:
         render.print_json([])
     elif texts:
-        print(f"fine: {len(networks)} networks in {len(texts)} files")
+        bridges = f" and {len(found.bridges)} bridges" if found.bridges else ""
+        print(f"fine: {len(found.networks)} networks{bridges} in {len(texts)} files")
     else:
         print(f"there is no policy at {files.DEFAULT_CONFIG}: vnetd protects what libvirt has")
+    return OK
+
+
+def _unmanaged(links: list[str], *, as_json: bool) -> int:
+    from vnetd.backends import managers
+    from vnetd.cli import render
+
+    wanted = managers.unmanaged(links)
+    if as_json:
+        render.print_json(wanted)
+    else:
+        print("\n".join(f"# {path}\n{text}" for path, text in wanted.items()), end="")
     return OK
 
 

@@ -238,9 +238,11 @@ class Refusal:
 class Uplinks:
     """What matters of links to bridges of the host only. Empty without any in the policy.
 
-    leased: links whose IPv4 address a DHCP client must renew. routes: of each bridge.
+    asked: the bridges and uplinks that it was read for. leased: links whose IPv4 address a DHCP
+    client must renew. routes: of each bridge.
     """
 
+    asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pci: Mapping[IfName, str] = field(default_factory=dict)
     wireless: frozenset[IfName] = frozenset()
     leased: frozenset[IfName] = frozenset()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations
@@ -27,7 +27,7 @@ from vnetd.core.policy_bridges import BridgePolicy
 from vnetd.core.policy_routing import Announce as Announce
 from vnetd.core.retention import Retention
 from vnetd.core.toml_lines import Path, line_of, locate
-from vnetd.core.toml_table import Table, merge, nearest, shown, value_at
+from vnetd.core.toml_table import Table, bad_name, merge, nearest, value_at
 from vnetd.errors import PolicyError, Problem
 
 
@@ -158,10 +158,13 @@ SUPPORTED_MODES = (Mode.NAT, Mode.ROUTE, Mode.ISOLATED, Mode.OPEN, Mode.BRIDGE)
 _A_FORWARD = '{ protocol = "tcp", port = 8080, to = "10.77.0.20:80" }'
 
 
-def parse(texts: Sequence[PolicyText]) -> Policy:
+def parse(
+    texts: Sequence[PolicyText], *, is_wireless: Callable[[str], bool] = lambda _: False
+) -> Policy:
     """The main file first, then its drop-ins: key by key, the later file wins.
 
-    Raises PolicyError with all mistakes of all files.
+    is_wireless: of an uplink, as the policy names it. Raises PolicyError with all mistakes of all
+    files.
     """
     problems: list[Problem] = []
     merged: dict[str, Any] = {}
@@ -184,14 +187,14 @@ def parse(texts: Sequence[PolicyText]) -> Policy:
     if problems:
         raise PolicyError(problems)
     root = Table(merged, (), lines, problems)
-    policy = _policy(root)
+    policy = _policy(root, is_wireless)
     if problems:
         files = [text.file for text in texts]
         raise PolicyError(sorted(problems, key=lambda p: (files.index(p.file), p.line)))
     return policy
 
 
-def _policy(root: Table) -> Policy:
+def _policy(root: Table, is_wireless: Callable[[str], bool]) -> Policy:
     general = root.table("vnetd", "write a table: [vnetd]")
     enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
     unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
@@ -209,7 +212,8 @@ def _policy(root: Table) -> Policy:
         network = _network(name, section)
         if network is not None:
             networks[name] = network
-    bridges = policy_bridges.read(root.table("bridges", "write a table per bridge: [bridges.NAME]"))
+    of_bridges = root.table("bridges", "write a table per bridge: [bridges.NAME]")
+    bridges = policy_bridges.read(of_bridges, is_wireless)
     root.close()
     _check_together(networks, sections)
     owned = [(n.name, n.bridge, n.addresses) for n in networks.values() if n.mode.has_own_bridge]
@@ -227,7 +231,7 @@ def _policy(root: Table) -> Policy:
 
 
 def _network(name: str, section: Table) -> NetworkPolicy | None:
-    if problem := _bad_name(name):
+    if problem := bad_name(name):
         section.wrong(None, problem, "take a name of letters, digits, '-', '_' and '.'")
     mode = section.enum("mode", SUPPORTED_MODES, None, elsewhere=Mode)
     dhcp = section.table("dhcp", "write dhcp.ranges and dhcp.hosts")
@@ -437,13 +441,3 @@ def _coexist(text: str) -> Coexist:
         near = nearest(text, list(Coexist))
         better = f'; do you mean "{near}"?' if near else ""
         raise ValueError(f"is not a tool that vnetd knows{better}") from None
-
-
-def _bad_name(name: str) -> str | None:
-    if not name or name in (".", "..") or name.startswith("-"):
-        return f"{shown(name)} cannot be a network's name"
-    if len(name.encode()) > 200:
-        return "the name is longer than 200 bytes"
-    if "/" in name or not name.isprintable():
-        return f"{shown(name)} holds a slash or an unprintable character"
-    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -21,6 +21,11 @@ _ALTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,126}")
 _SECONDS = {"forward_delay": (2, 30), "hello_time": (1, 10), "max_age": (6, 40)}
 # net/bridge/br_private.h, BR_GROUPFWD_RESTRICTED: STP, pause frames and LACP are never forwarded.
 _NEVER_FORWARDED = 0x0007
+WIRELESS = (
+    "is wireless: an access point takes no frames of guests' MAC addresses, for want of 4-address "
+    "frames"
+)
+INSTEAD = 'use a network with mode = "nat", or with mode = "route" and proxy ARP'
 _A_PORT = '{ uplink = "eth0", isolated = true }'
 
 
@@ -62,12 +67,17 @@ class BridgePolicy:
         return frozenset((self.name, *map(IfName, self.uplinks)))
 
 
-def read(sections: Table) -> dict[str, BridgePolicy]:
+def read(sections: Table, is_wireless: Callable[[str], bool]) -> dict[str, BridgePolicy]:
+    """is_wireless: of an uplink as it is written here."""
     bridges = {}
     for name, section in sections.each_table("write a table: [bridges.NAME]"):
         bridge = _bridge(name, section)
-        if bridge is not None:
-            bridges[name] = bridge
+        if bridge is None:
+            continue
+        bridges[name] = bridge
+        for at, uplink in enumerate(bridge.uplinks):
+            if is_wireless(uplink):
+                section.at("ports").wrong(at, f'"{uplink}" {WIRELESS}', INSTEAD)
     _check_together(bridges, sections)
     return bridges
 

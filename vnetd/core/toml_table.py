@@ -206,3 +206,13 @@ def value_at(document: Any, path: Path) -> Any:
     for part in path:
         document = document[part]
     return document
+
+
+def bad_name(name: str) -> str | None:
+    if not name or name in (".", "..") or name.startswith("-"):
+        return f"{shown(name)} cannot be a network's name"
+    if len(name.encode()) > 200:
+        return "the name is longer than 200 bytes"
+    if "/" in name or not name.isprintable():
+        return f"{shown(name)} holds a slash or an unprintable character"
+    return None

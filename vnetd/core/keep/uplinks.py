@@ -19,14 +19,10 @@ from vnetd.core.model import (
     bridge_object,
 )
 from vnetd.core.policy import Policy
-from vnetd.core.policy_bridges import BridgePolicy, BridgePort
+from vnetd.core.policy_bridges import INSTEAD, WIRELESS, BridgePolicy, BridgePort
 from vnetd.core.uplinks import resolve
 from vnetd.core.wording import few
 
-WIRELESS = (
-    "is wireless: an access point takes no frames of guests' MAC addresses (that needs 4-address "
-    'frames); use a network with mode = "nat", or mode = "route" with proxy ARP'
-)
 PAUSE = (
     "connections of the host over {} pause for some 10 ms; put back within 10 s "
     "if its gateway then does not answer"
@@ -191,7 +187,7 @@ def obstacles(
 ) -> Iterator[Conflict]:
     object_, name = bridge_object(bridge), uplink.name
     if name in uplinks.wireless:
-        yield Conflict(object_, f"uplink {name} {WIRELESS}")
+        yield Conflict(object_, f"uplink {name} {WIRELESS}; {INSTEAD}")
     if uplink.master == bridge:
         return
     if uplink.master is not None:
