@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -37,6 +38,9 @@ __all__ = ["BIN", "CACHE", "TREE", "TRIXIE", "UPLINK", "WAN", "Hypervisor", "Lab
 
 TRIXIE = CACHE / "trixie"
 BIN = Path(sys.prefix) / "bin"
+
+
+STATUS_SOCKET = "/run/vnetd-libvirt-status.socket"
 
 
 class Hypervisor(Machine):
@@ -153,8 +157,29 @@ class Hypervisor(Machine):
         """The daemon of this tree; returns when it is on the bus and its first pass is over."""
         if policy is not None:
             self.write("/etc/vnetd/vnetd.toml", policy)
-        self.spawn("vnetd", self.tool("vnetd"), "--log-level", "debug", *arguments)
+        become = self._become_service() if os.environ.get("VNETD_LAB_AS_SERVICE") else ()
+        self.spawn("vnetd", *become, self.tool("vnetd"), "--log-level", "debug", *arguments)
         self.wait_until(lambda: self.state() not in ("", "healing"), what="vnetd's first pass")
+
+    def _become_service(self) -> tuple[str, ...]:
+        """vnetd.service's user and capabilities, with what systemd and packages prepare for it."""
+        capabilities = ["net_admin", *(["net_raw"] if self._variant == "legacy" else [])]
+        unit = (TREE / "systemd/vnetd-libvirt-status@.service").read_text()
+        (hand_over,) = re.findall(r"^ExecStart=(.*)", unit, re.MULTILINE)
+        self.sh("""
+            mkdir -p /run/vnetd
+            touch /run/xtables.lock
+            chown -R vnetd:vnetd /run/vnetd /var/lib/vnetd
+            chown root:vnetd /run/xtables.lock
+            chmod 660 /run/xtables.lock
+        """)
+        if "status" not in self._processes:
+            listen = ("systemd-socket-activate", "--accept", "--inetd", f"--listen={STATUS_SOCKET}")
+            self.spawn("status", *listen, *hand_over.split())
+            self.wait_until(lambda: self.succeeds("chown", "vnetd", STATUS_SOCKET))
+        have = ",".join(["-all", *(f"+{name}" for name in capabilities)])
+        user = ("setpriv", "--reuid=vnetd", "--regid=vnetd", "--init-groups", "--no-new-privs")
+        return *user, *(f"--{of}={have}" for of in ("inh-caps", "ambient-caps", "bounding-set"))
 
     def tool(self, name: str) -> str:
         """A program of this tree."""

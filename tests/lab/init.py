@@ -32,7 +32,8 @@ _USERS = {"libvirt-qemu": 64055, "lab-user": 64056, "alice": 64057, "vnetd": 640
 _LIBVIRTD_CONF = """\
 auth_unix_rw = "none"
 auth_unix_ro = "none"
-unix_sock_rw_perms = "0700"
+unix_sock_group = "vnetd"
+unix_sock_rw_perms = "0770"
 log_outputs = "2:stderr"
 """
 # The box has no cgroups, no virtlogd, no security driver and only one user for all.
