@@ -32,7 +32,7 @@ from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
 from vnetd.core import why
 from vnetd.core.actions import Action
-from vnetd.core.model import Cause
+from vnetd.core.model import Cause, Lease
 from vnetd.core.record import Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer
@@ -142,6 +142,9 @@ class _Daemon:
         observed, found = await self._reconciler.look()
         asked = why.question(observed, subject, destination)
         return why.answer(asked, observed, found, await scene.look(asked))
+
+    async def leases(self, network: str) -> Sequence[Lease]:
+        return await self._libvirtd.leases(network)
 
     def reload(self) -> None:
         """Raises PolicyError; the policy in force then stays."""

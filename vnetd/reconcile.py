@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vnetd.backends.base import Backend
 from vnetd.core.actions import Action
+from vnetd.core.desired import desired
 from vnetd.core.diff import Diff, diff
 from vnetd.core.drift import Conflict, Drift
 from vnetd.core.model import Cause, Observed, Ruleset, Source, World
@@ -232,11 +233,12 @@ class Reconciler:
         self._observed = replace(self._observed, leaving=self._leaving())
 
     def _think(self) -> tuple[Diff, tuple[Action, ...]]:
-        found = diff(self.policy, self._observed, self._remembered)
+        policy = desired(self.policy, self._observed.libvirt)
+        found = diff(policy, self._observed, self._remembered)
         chains = self._remembered.chains if self._remembered else None
         # What could not be looked at may have changed since: it is no ground to do anything.
         sure = tuple(item for item in found.drift if item.source not in self._unread)
-        actions = plan(self.policy, self._observed, replace(found, drift=sure), chains)
+        actions = plan(policy, self._observed, replace(found, drift=sure), chains)
         if found.rules_stand:
             self._remembered = self._observed.firewall
         return found, actions

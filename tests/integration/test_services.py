@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from functools import partial
+
 import pytest
 
+from tests.integration.conftest import FIVE_NETWORKS
 from tests.lab.hypervisor import Hypervisor
 
 WITHOUT_DNS = """
@@ -101,3 +106,100 @@ def test_a_stopped_network_needs_none(box: Hypervisor) -> None:
     box.run("virsh", "net-destroy", "mute")
     assert box.vnetctl("reconcile").returncode == 0
     assert len(box.history()) == records
+
+
+WEB = """
+<domain type='qemu'><name>web</name><memory>65536</memory><os><type>hvm</type></os>
+<devices><interface type='network'><mac address='{mac}'/><source network='lab'/></interface>
+</devices></domain>
+"""
+FOR_DOMAIN = FIVE_NETWORKS.replace(
+    "dhcp.hosts = [", 'dhcp.hosts = [{ domain = "web", address = "10.77.0.21" }, '
+)
+
+
+def reasons(box: Hypervisor) -> str:
+    lab = box.vnetctl_json("status", "lab")["Networks"][0]
+    return " ".join((*lab["Drift"], *lab["Reasons"]))
+
+
+def test_a_reservation_follows_the_domain_that_it_is_for(box: Hypervisor) -> None:
+    def reserved(mac: str) -> bool:
+        return f"<host mac='{mac}' ip='10.77.0.21'/>" in box.run("virsh", "net-dumpxml", "lab")
+
+    box.write("/etc/vnetd/vnetd.toml", FOR_DOMAIN)
+    box.wait_until(lambda: "waits for domain web" in reasons(box), what="it is said")
+    for mac in ("52:54:00:00:00:a1", "52:54:00:00:00:a2"):
+        box.run("virsh", "define", "/dev/stdin", stdin=WEB.format(mac=mac))
+        box.wait_until(partial(reserved, mac), what=f"a reservation for {mac}")
+        box.wait_for_state("converged")
+        box.run("virsh", "undefine", "web")
+    box.write("/etc/vnetd/vnetd.toml", FIVE_NETWORKS)
+    box.wait_until(lambda: not reserved("52:54:00:00:00:a2"), what="no such reservation")
+    box.wait_for_state("converged")
+
+
+def test_reservations_that_somebody_takes_from_dnsmasq_come_back(box: Hypervisor) -> None:
+    path = "/var/lib/libvirt/dnsmasq/lab.hostsfile"
+    good, records = box.run("cat", path), len(box.history())
+    assert "10.77.0.20" in good
+    box.sh(f": >{path}")
+    box.wait_until(lambda: box.run("cat", path) == good, what="the reservations")
+    box.wait_until(lambda: len(box.history()) > records, what="a record")
+    assert box.history()[records]["drift"] == ["its dnsmasq is not told to reserve 10.77.0.20"]
+    box.wait_for_state("converged")
+
+
+LEASE = """[{{"ip-address": "10.77.0.20", "mac-address": "52:54:00:00:00:99",
+"hostname": "old", "expiry-time": {expires}}}]"""
+
+
+def test_a_reserved_address_that_is_leased_to_another_is_told(box: Hypervisor) -> None:
+    path = "/var/lib/libvirt/dnsmasq/vblab.status"
+    before = box.run("cat", path) if box.succeeds("test", "-e", path) else ""
+    expires = int(time.time()) + 3600
+    box.write(path, LEASE.format(expires=expires))
+    told = "10.77.0.20 is reserved for web, but still leased to 52:54:00:00:00:99"
+    box.wait_until(lambda: told in reasons(box), what="it is said")
+    assert box.vnetctl_json("leases", "lab") == [
+        {
+            "network": "lab",
+            "mac": "52:54:00:00:00:99",
+            "address": "10.77.0.20",
+            "name": "old",
+            "expires": expires,
+        }
+    ]
+    assert "10.77.0.20" in box.vnetctl("leases").stdout
+    assert box.vnetctl("leases", "nosuch").returncode == 1
+    box.write(path, before)
+    box.wait_until(lambda: not reasons(box), what="nothing to say")
+
+
+HOLD = """
+import socket, sys, time
+taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    try:
+        taken.bind(("10.77.0.1", 53))
+        break
+    except OSError:
+        time.sleep(0.01)
+print("bound", flush=True)
+time.sleep(600)
+"""
+
+
+def test_who_takes_dnsmasqs_port_is_named(box: Hypervisor) -> None:
+    """dnsmasq cannot start; when the port is free again it is started."""
+    before = box.run("virsh", "net-dumpxml", "lab")
+    box.vnetctl("pause", "60")
+    box.spawn("squatter", "python3", "-c", HOLD)
+    box.sh(f"kill -9 {dnsmasq(box, 'lab')}")
+    box.wait_until(lambda: "bound" in box.log("squatter"), what="the port is taken")
+    box.vnetctl("resume")
+    box.wait_until(lambda: "UDP port 53 of 10.77.0.1: python3[" in reasons(box), what="it is named")
+    box.kill("squatter", signal.SIGKILL)
+    box.wait_until(lambda: box.state() == "converged", seconds=100, what="another dnsmasq")
+    assert box.run("cat", f"/proc/{dnsmasq(box, 'lab')}/comm") == "dnsmasq\n"
+    assert box.run("virsh", "net-dumpxml", "lab") == before

@@ -16,6 +16,7 @@ from vnetd.api.jobs import Jobs
 from vnetd.api.names import DBUS_ERROR, ERROR
 from vnetd.api.tree import Tree, marshal
 from vnetd.core.actions import Action
+from vnetd.core.model import Lease
 from vnetd.core.record import Record
 from vnetd.core.why import Answer
 
@@ -39,6 +40,9 @@ class Operations(Protocol):
 
     async def why(self, subject: str, destination: str) -> Answer:
         """Raises VnetdError."""
+
+    async def leases(self, network: str) -> Sequence[Lease]:
+        """Of it, or of all that run ("" for none in particular). Raises VnetdError."""
 
     def reload(self) -> None:
         """Raises PolicyError."""
@@ -73,6 +77,7 @@ class Methods:
             (names.MANAGER, "Plan"): self._plan,
             (names.MANAGER, "Why"): self._why,
             (names.MANAGER, "GetNetwork"): self._get_network,
+            (names.MANAGER, "Leases"): self._leases,
             (names.MANAGER, "Pause"): self._pause,
             (names.MANAGER, "Resume"): self._resume,
             (names.MANAGER, "History"): self._history,
@@ -126,11 +131,20 @@ class Methods:
             self._looks -= 1
 
     async def _get_network(self, call: Call) -> Body:
-        name = calls.name(call.arguments[0], "a network")
-        path = names.network_path(name)
+        return [self._network_path(call.arguments[0])]
+
+    def _network_path(self, network: str) -> str:
+        path = names.network_path(calls.name(network, "a network"))
         if path not in self._tree:
-            raise CallError(f"{ERROR}.NoSuchNetwork", f"there is no network {name}")
-        return [path]
+            raise CallError(f"{ERROR}.NoSuchNetwork", f"there is no network {network}")
+        return path
+
+    async def _leases(self, call: Call) -> Body:
+        call.account.charge(_PAGE_COST)
+        (network,) = call.arguments
+        if network:
+            self._network_path(network)
+        return [[objects.lease(item) for item in await self._operations.leases(network)]]
 
     async def _pause(self, call: Call) -> Body:
         (seconds,) = call.arguments

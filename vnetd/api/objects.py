@@ -12,7 +12,7 @@ from vnetd import __version__
 from vnetd.api import names
 from vnetd.core import why
 from vnetd.core.actions import Action
-from vnetd.core.model import Cause, State
+from vnetd.core.model import Cause, Lease, State
 from vnetd.core.policy import Enforcement
 from vnetd.core.record import Record
 from vnetd.core.rules.iptables import family
@@ -147,6 +147,16 @@ def cause(item: Cause | None) -> Properties:
         "process": Variant("s", item.process),
         "pid": Variant("u", item.pid),
         "parents": Variant("as", list(item.parents)),
+    }
+
+
+def lease(item: Lease) -> Properties:
+    return {
+        "network": Variant("s", item.network),
+        "mac": Variant("s", item.mac),
+        "address": Variant("s", str(item.address)),
+        "name": Variant("s", item.name),
+        "expires": Variant("t", item.expires),
     }
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from vnetd.backends import process
+from vnetd.backends import hostsfile, listeners, process
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
-from vnetd.core.model import Observed, Source
+from vnetd.core.model import Definition, Intruder, Observed, Source
 
 PID_FILES = Path("/run/libvirt/network")
+_FILES = Path("/var/lib/libvirt/dnsmasq")
 
 
 class Dnsmasq:
@@ -34,7 +36,21 @@ class Dnsmasq:
         networks = observed.libvirt.networks if observed.libvirt else {}
         alive = {name: pid for name in networks if (pid := _pid(name)) is not None}
         self._follow(alive)
-        return replace(observed, dnsmasq=frozenset(self._watched))
+        served = {name: n.live for name, n in networks.items() if n.live and name in self._watched}
+        return replace(
+            observed,
+            dnsmasq=frozenset(self._watched),
+            reserved={
+                name: hostsfile.addresses(text)
+                for name, live in served.items()
+                if live.hosts and (text := _text(_FILES / f"{name}.hostsfile")) is not None
+            },
+            intruders=tuple(
+                item
+                for live in served.values()
+                for item in _intruders(live, self._watched[live.name][0])
+            ),
+        )
 
     async def apply(self, action: Action) -> None:
         raise AssertionError(action)
@@ -71,6 +87,29 @@ class Dnsmasq:
             # libvirt also ends it, to start it with another configuration: it gets the time to.
             reason = f"dnsmasq of network {name} ended"
             self._poke(self.source, Source.LIBVIRT, reason=reason, writing=True)
+
+
+def _intruders(network: Definition, pid: int) -> Iterator[Intruder]:
+    """dnsmasq has one socket for each of its addresses and protocols; a second one shares the
+    packets with it.
+    """
+    own = {address.ip for address in network.addresses}
+    sockets = [item for item in listeners.read() if item.address in own]
+    several = [
+        item
+        for item in sockets
+        if sum(str(item) == str(other) for other in sockets) > 1 or not network.dns
+    ]
+    for item, who in listeners.holders(several).items():
+        if not who.endswith(f"[{pid}]"):
+            yield Intruder(network.name, str(item), who)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
 
 
 def _pid(network: str) -> int | None:

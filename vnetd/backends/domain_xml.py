@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from vnetd.backends import xmltext
-from vnetd.core.model import IfName, Tap
+from vnetd.core.model import IfName, Nic, Tap
 
 
 def taps(text: str) -> list[Tap]:
@@ -28,6 +28,23 @@ def taps(text: str) -> list[Tap]:
                 mac=mac.get("address", "").lower() if mac is not None else "",
             )
         )
+    return found
+
+
+def nics(text: str) -> list[Nic]:
+    """The domain's interfaces on libvirt networks, whether it runs or not."""
+    root = xmltext.read(text, "a domain")
+    found = []
+    for interface in root.findall("devices/interface[@type='network']"):
+        source, mac = interface.find("source"), interface.find("mac")
+        if source is not None and mac is not None:
+            found.append(
+                Nic(
+                    domain=root.findtext("name") or "",
+                    network=source.get("network", ""),
+                    mac=mac.get("address", "").lower(),
+                )
+            )
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import libvirt
 
 from vnetd.backends import domain_xml, network_xml
-from vnetd.core.keep.dnsmasq import StartDnsmasq
+from vnetd.core.keep.dnsmasq import RefreshDnsmasq
 from vnetd.core.keep.networks import UpdateDhcp
 from vnetd.core.keep.taps import RecordPort
-from vnetd.core.model import Asked, DhcpHost, DhcpRange, Lease, Libvirt, Network, Tap
+from vnetd.core.model import Asked, DhcpHost, DhcpRange, Lease, Libvirt, Network, Nic, Tap
 from vnetd.core.policy import NetworkPolicy
 
 
@@ -22,7 +22,7 @@ def read(connection: Any, asked: Asked) -> Libvirt:
         version=version(connection),
         session=0,
         networks=networks,
-        leases=_leases(connection, leased(networks, asked)),
+        leases=leases(connection, leased(networks, asked)),
     )
 
 
@@ -79,6 +79,20 @@ def taps(connection: Any) -> tuple[Tap, ...]:
     return tuple(found)
 
 
+def nics(connection: Any, domains: Iterable[str]) -> tuple[Nic, ...]:
+    """Of those that there are."""
+    found: list[Nic] = []
+    for name in sorted(domains):
+        try:
+            domain = connection.lookupByName(name)
+            flag = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
+            found += domain_xml.nics(domain.XMLDesc(flag))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+    return tuple(found)
+
+
 def ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
     found: set[str] = set()
     for name in networks:
@@ -92,19 +106,33 @@ def ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _leases(connection: Any, networks: frozenset[str]) -> tuple[Lease, ...]:
+def active(connection: Any) -> list[str]:
+    flag = libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE
+    return [network.name() for network in connection.listAllNetworks(flag)]
+
+
+def leases(connection: Any, networks: Iterable[str]) -> tuple[Lease, ...]:
+    """Of those that run, the newest of each first."""
     found = []
     for name in sorted(networks):
         try:
             network = lookup(connection, name)
-            leases = network.DHCPLeases() if network.isActive() else []
+            of_one = network.DHCPLeases() if network.isActive() else []
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
                 continue
             raise
-        for lease in sorted(leases, key=lambda lease: -lease["expirytime"]):
+        for lease in sorted(of_one, key=lambda lease: -lease["expirytime"]):
             if lease["mac"]:
-                found.append(Lease(name, lease["mac"].lower(), ip_address(lease["ipaddr"])))
+                found.append(
+                    Lease(
+                        network=name,
+                        mac=lease["mac"].lower(),
+                        address=ip_address(lease["ipaddr"]),
+                        name=lease["hostname"] or "",
+                        expires=lease["expirytime"],
+                    )
+                )
     return tuple(found)
 
 
@@ -170,19 +198,21 @@ def restart(connection: Any, name: str) -> None:
         network.undefine()
 
 
-def start_dnsmasq(connection: Any, action: StartDnsmasq) -> None:
-    """An update of its hosts makes libvirt look for it, and start it; the update is taken back."""
+def refresh_dnsmasq(connection: Any, action: RefreshDnsmasq) -> None:
+    """An update of its hosts makes libvirt look for it, write its files and start it; the update is
+    taken back. One that fails libvirt remembers all the same: it is then still to be taken back.
+    """
     network = lookup(connection, action.network)
     if action.dns:
-        section = libvirt.VIR_NETWORK_SECTION_DNS_HOST
-        host = "<host ip='192.0.2.1'><hostname>vnetd.invalid</hostname></host>"
+        section, key = libvirt.VIR_NETWORK_SECTION_DNS_HOST, "vnetd.invalid"
+        host = f"<host ip='192.0.2.1'><hostname>{key}</hostname></host>"
     else:
-        section = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
-        host = f"<host mac='52:54:00:00:00:00' ip='{action.address}'/>"
-    for command in (
-        libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
-        libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
-    ):
+        section, key = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, "52:54:00:00:00:00"
+        host = f"<host mac='{key}' ip='{action.address}'/>"
+    commands = [libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE]
+    if key not in network.XMLDesc():
+        commands.insert(0, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST)
+    for command in commands:
         network.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import libvirt
 
-from vnetd.backends import files, process
+from vnetd.backends import files, listeners, process
 from vnetd.backends import libvirt_calls as calls
 from vnetd.backends.base import Poke
 from vnetd.backends.libvirt_connection import DOMAIN_EVENTS, NETWORK_EVENTS, Connection, in_thread
 from vnetd.core.actions import Action
-from vnetd.core.keep.dnsmasq import StartDnsmasq
+from vnetd.core.keep.dnsmasq import RefreshDnsmasq
 from vnetd.core.keep.networks import (
     DefineNetwork,
     RemoveNetwork,
@@ -31,7 +31,7 @@ from vnetd.core.keep.networks import (
     UpdateDhcp,
 )
 from vnetd.core.keep.taps import RecordPort
-from vnetd.core.model import Cause, Observed, Source
+from vnetd.core.model import Cause, Lease, Nic, Observed, Source
 from vnetd.errors import BackendError, NotConnected
 
 # network_conf/virnetworkobj: what changes without an event (net-update, net-autostart, SIGHUP).
@@ -68,7 +68,7 @@ class Libvirtd:
         UpdateDhcp,
         StartNetwork,
         RestartNetwork,
-        StartDnsmasq,
+        RefreshDnsmasq,
         RecordPort,
     )
 
@@ -92,6 +92,7 @@ class Libvirtd:
         except NotConnected:
             # Without their daemon guests run on as they are.
             taps = observed.libvirt.taps if observed.libvirt else ()
+        nics = await self._nics(asked.domains)
         names = {tap.network for tap in taps}
         ports = await self._networks.read(lambda c: calls.ports(c, names), "reading ports")
         session = self._networks.session
@@ -99,6 +100,7 @@ class Libvirtd:
             seen,
             session=session,
             taps=taps,
+            nics=nics,
             ports=ports,
             lost_chains=self._chains_lost_in == session,
             chains_failed=self._chains_failed_in == session,
@@ -113,6 +115,11 @@ class Libvirtd:
             connection.set_idle(idle)
         return replace(observed, libvirt=seen)
 
+    async def _nics(self, domains: frozenset[str]) -> tuple[Nic, ...]:
+        if not domains:
+            return ()
+        return await self._domains.read(lambda c: calls.nics(c, domains), "reading domains")
+
     def expect_chains(self) -> None:
         """It has been told to make them again."""
         self._chains_failed_in = 0
@@ -122,6 +129,12 @@ class Libvirtd:
         everything since; libvirt itself says so only when it is through.
         """
         return self._active - _recorded() if self._active else frozenset()
+
+    async def leases(self, network: str) -> tuple[Lease, ...]:
+        """Of this network, or "" for all that run. Raises BackendError."""
+        return await self._networks.read(
+            lambda c: calls.leases(c, [network] if network else calls.active(c)), "reading leases"
+        )
 
     async def apply(self, action: Action) -> None:
         match action:
@@ -138,8 +151,8 @@ class Libvirtd:
             case RecordPort(network=name, domain=domain):
                 xml = await self._domains.read(lambda c: calls.domain(c, domain), domain)
                 await self._change(lambda c: calls.record_port(c, action, xml), name)
-            case StartDnsmasq(network=name):
-                await self._change(lambda c: calls.start_dnsmasq(c, action), name)
+            case RefreshDnsmasq(network=name):
+                await self._change(lambda c: calls.refresh_dnsmasq(c, action), name)
             case RemoveNetwork(network=name):
                 await self._change(lambda c: calls.remove(c, name), name)
             case _:
@@ -181,7 +194,7 @@ class Libvirtd:
             while True:
                 await watch.changed()
                 if self._reads_leases:
-                    poke(self.source, reason="leases changed")
+                    poke(self.source, Source.DNSMASQ, reason="leases or reservations changed")
         finally:
             watch.close()
 
@@ -192,6 +205,8 @@ class Libvirtd:
         except BackendError as error:
             if _CHAINS_FAILED.search(str(error)):
                 self._chains_failed_in = session
+            if holders := listeners.told(str(error)):
+                raise BackendError(f"{error}; {holders}") from error
             raise
 
     async def _start(self, work: Callable[[Any], object], network: str) -> None:

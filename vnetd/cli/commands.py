@@ -160,6 +160,15 @@ async def history(arguments: argparse.Namespace) -> int:
     return OK
 
 
+async def leases(arguments: argparse.Namespace) -> int:
+    (found,) = await _call("Leases", "s", [arguments.network])
+    if arguments.json:
+        render.print_json(plain(found))
+    else:
+        render.print_leases(plain(found))
+    return OK
+
+
 async def why(arguments: argparse.Namespace) -> int:
     body = [arguments.subject, arguments.destination]
     (text,) = await _call("Why", "ss", body, seconds=_LONG_SECONDS)

@@ -53,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "history": commands.history,
         "metrics": commands.metrics,
         "why": commands.why,
+        "leases": commands.leases,
         "watch": commands.watch,
         "pause": commands.pause,
         "resume": commands.resume,
@@ -128,6 +129,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also send packets from a guest made for it, and show where the kernel drops them; "
         "only root",
+    )
+    add("leases", "show the DHCP leases of all networks, or of one").add_argument(
+        "network", nargs="?", default="", metavar="NETWORK"
     )
     add("watch", "print drift and repairs as they happen")
     pause = add("pause", "change nothing for a while")

@@ -6,6 +6,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from vnetd.core.wording import few
@@ -199,6 +200,18 @@ def print_history(records: Sequence[Mapping[str, Any]]) -> None:
             print(f"    {clean(action)}")
 
 
+def print_leases(leases: Sequence[Mapping[str, Any]]) -> None:
+    if not leases:
+        print("there are no leases")
+        return
+    rows = [("NETWORK", "ADDRESS", "MAC", "NAME", "EXPIRES")]
+    for item in leases:
+        expires = datetime.fromtimestamp(item["expires"], UTC).isoformat()
+        name = item["name"] or "-"
+        rows.append((item["network"], item["address"], item["mac"], name, _seconds(expires)))
+    _table(rows)
+
+
 def print_signal(member: str, body: Sequence[Any]) -> None:
     match member, body:
         case "DriftDetected", (object_, drift, cause):
@@ -251,7 +264,7 @@ def _who(cause: Mapping[str, Any]) -> str:
 
 
 def _seconds(time: str) -> str:
-    return time.partition(".")[0].replace("T", " ") + " UTC"
+    return time[:19].replace("T", " ") + " UTC"
 
 
 def _yes(value: object) -> str:

@@ -74,8 +74,7 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         found += routes.diff(policy, staying, observed)
     if observed.sysctls is not None:
         found += sysctls.diff(staying, observed.sysctls)
-    if observed.dnsmasq is not None:
-        found += dnsmasq.diff(staying, observed.dnsmasq)
+    found += dnsmasq.diff(libvirt, staying, observed)
     chains = libvirts = None
     if observed.firewall is not None:
         libvirts = rules.expected(kept, libvirt.lost_chains, observed.firewall, remembered)

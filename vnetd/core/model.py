@@ -80,15 +80,19 @@ class DhcpRange:
 
 @dataclass(frozen=True, slots=True)
 class DhcpHost:
-    """A reservation. IPv4 is keyed by mac, IPv6 by id (a DUID) or name, as dnsmasq does."""
+    """A reservation. IPv4 is keyed by mac, IPv6 by id (a DUID) or name, as dnsmasq does. domain:
+    for the MAC that this one has on the network; libvirt itself knows no such thing.
+    """
 
     address: HostAddress
     mac: str | None = None
     id: str | None = None
     name: str | None = None
+    domain: str | None = None
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.mac, self.id, self.name, str(self.address)) if part)
+        parts = (self.mac, self.id, self.domain, self.name, str(self.address))
+        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +165,34 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
+class Nic:
+    """One interface of a domain, running or not, on a libvirt network."""
+
+    domain: str
+    network: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Intruder:
+    """A socket of another process on one of the ports that a network's dnsmasq serves. process: ""
+    where the kernel does not tell.
+    """
+
+    network: str
+    what: str
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
+    """expires: seconds since 1970."""
+
     network: str
     mac: str
     address: HostAddress
+    name: str = ""
+    expires: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +207,8 @@ class Libvirt:
     """UUIDs of the ports that libvirt has on record, of networks that have taps."""
     leases: tuple[Lease, ...] = ()
     """Of the networks that are asked for or have reservations, the newest of each first."""
+    nics: tuple[Nic, ...] = ()
+    """Of the domains that are asked for."""
     read_only: bool = False
     """It lets vnetd look, but change nothing."""
     lost_chains: bool = False
@@ -368,6 +398,9 @@ class Observed:
     """By their names below /proc/sys."""
     dnsmasq: frozenset[str] | None = None
     """Networks whose dnsmasq lives."""
+    reserved: Mapping[str, frozenset[HostAddress]] = field(default_factory=dict)
+    """What their dnsmasqs have been told to reserve, of those where that can be read."""
+    intruders: tuple[Intruder, ...] = ()
     asked: Asked = Asked()
     filters: Firewall | None = None
     leaving: frozenset[str] = frozenset()

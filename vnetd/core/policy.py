@@ -98,6 +98,8 @@ class NetworkPolicy:
     announce: frozenset[Announce] = frozenset()
     overlaps: tuple[Subnet, ...] = ()
     """What others have there and the network may overlap."""
+    waiting: tuple[DhcpHost, ...] = ()
+    """Reservations for domains that have no MAC on the network, or are not defined."""
 
     @property
     def subnets(self) -> tuple[Subnet, ...]:
@@ -132,7 +134,7 @@ class Policy:
 
     @property
     def asked(self) -> Asked:
-        """A port forward to a domain needs to know the domain's address."""
+        """A port forward to a domain needs its address, a reservation for one its MAC."""
         links = {n.bridge for n in self.networks.values() if n.bridge is not None}
         return Asked(
             networks=bool(self.networks),
@@ -144,6 +146,12 @@ class Policy:
             ),
             bridges={name: bridge.uplinks for name, bridge in self.bridges.items()},
             subnets=frozenset(x for network in self.networks.values() for x in network.subnets),
+            domains=frozenset(
+                host.domain
+                for network in self.networks.values()
+                for host in network.hosts
+                if host.domain is not None
+            ),
         )
 
 
@@ -277,16 +285,21 @@ def _host(entry: Table) -> DhcpHost | None:
     mac = entry.parsed("mac", values.mac, 'write a unicast address such as "52:54:00:12:34:56"')
     duid = entry.parsed("id", values.duid, 'write a DUID such as "0:1:0:1:18:aa:62:fe:0:16:3e:44"')
     name = entry.parsed("name", values.host_name, 'write a host name such as "web"')
+    domain = entry.get("domain", str, "write the name of a libvirt domain")
     entry.close()
     if host_address is None:
         if "address" not in entry:
             entry.wrong("address", "is missing", 'write an address such as "10.77.0.20"')
         return None
-    if host_address.version == 4 and "mac" not in entry:
-        entry.wrong("mac", "is missing", "an IPv4 reservation is made by MAC address")
-    if host_address.version == 6 and "mac" in entry:
-        entry.wrong("mac", "cannot key an IPv6 reservation", 'write id = "DUID" or name = "…"')
-    return DhcpHost(address=host_address, mac=mac, id=duid, name=name)
+    if "mac" in entry and "domain" in entry:
+        entry.wrong("domain", "says whose it is a second time", "keep domain or mac")
+    if host_address.version == 4 and "mac" not in entry and "domain" not in entry:
+        right = 'an IPv4 reservation is made by MAC address, or by domain = "…"'
+        entry.wrong("mac", "is missing", right)
+    for key in ("mac", "domain"):
+        if host_address.version == 6 and key in entry:
+            entry.wrong(key, "cannot key an IPv6 reservation", 'write id = "DUID" or name = "…"')
+    return DhcpHost(address=host_address, mac=mac, id=duid, name=name, domain=domain)
 
 
 def _forward(entry: Table, addresses: Sequence[Address]) -> Forward | None:
@@ -406,7 +419,7 @@ def _check_dhcp(network: NetworkPolicy, dhcp: Table) -> None:
 
 
 def _host_keys(host: DhcpHost) -> list[object]:
-    return [key for key in (host.address, host.mac, host.id) if key is not None]
+    return [key for key in (host.address, host.mac, host.id, host.domain) if key is not None]
 
 
 def _check_together(networks: Mapping[str, NetworkPolicy], sections: Table) -> None:

@@ -169,6 +169,9 @@ def diff(
         if name in refused:
             yield from (Conflict(network_object(name), why) for why in refused[name])
             continue
+        for host in want.waiting:
+            what = f"reservation of {host.address} waits for domain {host.domain}"
+            yield Wait(network_object(name), f"{what}, which has no interface on the network")
         have = libvirt.networks.get(name) or Network(name, None, None, autostart=False)
         if have.config is None:
             yield Undefined(name)
