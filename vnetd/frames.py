@@ -7,6 +7,7 @@ of those that somebody wants. The format: D-Bus Specification, "Message Protocol
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ NO_REPLY_EXPECTED, ALLOW_INTERACTIVE_AUTHORIZATION = 0x1, 0x4
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL = 1, 2, 3, 4, 5
 _DESTINATION, _SENDER, _SIGNATURE = 6, 7, 8
 _FIXED = 16
+_BIG_ENDIAN = ord("B")
+_LITTLE, _BIG = struct.Struct("<xBBxIII"), struct.Struct(">xBBxIII")
+# Nobody else's bytes can look like it: names and paths have none like these, and a number of 32
+# bits in front of a field's length, whose upper bytes are 0, is followed by no such name.
+_SENDER_FIELD = re.compile(rb"\x07\x01s\0....(:\d+\.\d+|org\.freedesktop\.DBus)\0", re.DOTALL)
 # Paths have no longest length; all else in a head has 255 bytes.
 _LONGEST_HEAD = 8192
 
@@ -34,6 +40,7 @@ class Head:
     member: str = ""
     sender: str = ""
     signature: str = ""
+    reply_serial: int = 0
 
     @property
     def wants_reply(self) -> bool:
@@ -45,6 +52,38 @@ class Head:
         return bool(self.flags & ALLOW_INTERACTIVE_AUTHORIZATION)
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message as it came. What decides whether to read on is read; head() is the rest.
+
+    sender: what the bus has put in. body: its length. message: all its bytes; of one that is too
+    long only those of its head.
+    """
+
+    type: int
+    flags: int
+    serial: int
+    body: int
+    sender: str
+    message: bytes
+    whole: bool
+
+    @property
+    def wants_reply(self) -> bool:
+        return self.type == METHOD_CALL and not self.flags & NO_REPLY_EXPECTED
+
+    def head(self) -> Head | None:
+        """None for fields of a later protocol."""
+        try:
+            return _head(self.message)
+        except (ValueError, IndexError, struct.error):
+            return None
+
+    def number(self) -> int:
+        """The body of an answer that is one uint32. Raises struct.error."""
+        return int(struct.unpack_from(_order(self.message) + "I", self.message, -4)[0])
+
+
 class Frames:
     """Cuts what comes in into messages."""
 
@@ -53,48 +92,54 @@ class Frames:
         self._buffer = bytearray()
         self._skip = 0
 
-    def feed(self, data: bytes) -> Iterator[tuple[Head, bytes | None]]:
-        """Each message's head, and all its bytes: None where the body is too long to be read."""
+    @property
+    def skipping(self) -> int:
+        """So many of the next bytes nobody wants."""
+        return self._skip
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
         if self._skip:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
             data = data[skipped:]
         self._buffer += data
         at = 0
-        while (frame := self._next(at)) is not None:
-            length, head, message = frame
+        while len(self._buffer) - at >= _FIXED:
+            length, frame = self._next(at)
+            if length == 0:
+                break
             at += length
-            if head is not None:
-                yield head, message
+            if frame is not None:
+                yield frame
         self._skip += max(0, at - len(self._buffer))
         del self._buffer[:at]
 
-    def _next(self, at: int) -> tuple[int, Head | None, bytes | None] | None:
-        """Its whole length, head and bytes; None while they have not come."""
-        here = len(self._buffer) - at
-        if here < _FIXED:
-            return None
-        order = "<" if self._buffer[at] == ord("l") else ">"
-        body, _, fields = struct.unpack_from(order + "III", self._buffer, at + 4)
-        length = _FIXED + fields + -fields % 8
-        if length > _LONGEST_HEAD:
-            return length + body, None, None
-        whole = length + body if body <= self._longest_body else length
-        if here < whole:
-            return None
-        message = bytes(memoryview(self._buffer)[at : at + whole])
-        try:
-            head = _head(message, order, body, _FIXED + fields)
-        except (ValueError, IndexError, struct.error):  # fields of a later protocol
-            head = None
-        return length + body, head, message if whole == length + body else None
+    def _next(self, at: int) -> tuple[int, Frame | None]:
+        """Its length; 0 while it has not come whole, or not its head where that will do."""
+        start = _BIG if self._buffer[at] == _BIG_ENDIAN else _LITTLE
+        type_, flags, body, serial, fields = start.unpack_from(self._buffer, at)
+        head = _FIXED + fields + -fields % 8
+        if head > _LONGEST_HEAD:
+            return head + body, None
+        wanted = head + body if body <= self._longest_body else head
+        if len(self._buffer) - at < wanted:
+            return 0, None
+        message = bytes(memoryview(self._buffer)[at : at + wanted])
+        found = _SENDER_FIELD.search(message, _FIXED, head)
+        sender = found[1].decode() if found else ""
+        whole = wanted == head + body
+        return head + body, Frame(type_, flags, serial, body, sender, message, whole)
 
 
-def _head(data: bytes, order: str, body: int, end: int) -> Head:
+def _order(message: bytes) -> str:
+    return ">" if message[0] == _BIG_ENDIAN else "<"
+
+
+def _head(data: bytes) -> Head:
     """Raises ValueError, IndexError or struct.error for what the specification does not have."""
-    values = {}
-    serial = struct.unpack_from(order + "I", data, 8)[0]
-    at = _FIXED
+    order, values, numbers = _order(data), {}, {}
+    body, serial, fields = struct.unpack_from(order + "III", data, 4)
+    at, end = _FIXED, _FIXED + fields
     while at < end:
         at += -at % 8
         code, signature = data[at], data[at + 1 : at + 3]
@@ -110,6 +155,7 @@ def _head(data: bytes, order: str, body: int, end: int) -> Head:
                 at += 1 + data[at] + 1
             case b"\x01u":
                 at += -at % 4 + 4
+                numbers[code] = struct.unpack_from(order + "I", data, at - 4)[0]
             case _:
                 raise ValueError(f"field {code} is {signature!r}")
     return Head(
@@ -122,10 +168,22 @@ def _head(data: bytes, order: str, body: int, end: int) -> Head:
         member=values.get(_MEMBER, ""),
         sender=values.get(_SENDER, ""),
         signature=values.get(_SIGNATURE, ""),
+        reply_serial=numbers.get(_REPLY_SERIAL, 0),
     )
 
 
-def error(serial: int, call: Head, name: str, text: str) -> bytes:
+def method_call(serial: int, destination: str, interface: str, member: str, text: str) -> bytes:
+    """With one string, on a path that the bus's own methods do not mind."""
+    fields = [
+        _field(_PATH, "o", "/"),
+        _field(_INTERFACE, "s", interface),
+        _field(_MEMBER, "s", member),
+        _field(_DESTINATION, "s", destination),
+    ]
+    return _message(METHOD_CALL, serial, fields, "s", _string(text))
+
+
+def error(serial: int, call: Head | Frame, name: str, text: str) -> bytes:
     """The answer to a call, in less time than a caller needs for the next one."""
     fields = [
         _field(_ERROR_NAME, "s", name),
@@ -166,7 +224,9 @@ def _message(type_: int, serial: int, fields: list[bytes], signature: str, body:
     fields.append(struct.pack("<BB2sB", _SIGNATURE, 1, b"g\0", len(signature)))
     fields[-1] += signature.encode() + b"\0"
     head = b"".join(field + bytes(-len(field) % 8) for field in fields[:-1]) + fields[-1]
-    start = struct.pack("<cBBBIII", b"l", type_, 0, 1, len(body), serial, len(head))
+    # Else the bus says of each answer to somebody who has left that there is nobody.
+    flags = 0 if type_ == METHOD_CALL else NO_REPLY_EXPECTED
+    start = struct.pack("<cBBBIII", b"l", type_, flags, 1, len(body), serial, len(head))
     return start + head + bytes(-len(head) % 8) + body
 
 

@@ -148,15 +148,21 @@ class Reconciler:
 
     async def plan(self) -> tuple[Action, ...]:
         """What a full pass would do. Changes nothing."""
+        await self._look_around()
         async with self._passing:
-            await self._observe(ALL_SOURCES)
             return self._think()[1]
 
     async def look(self) -> tuple[Observed, Diff]:
         """Everything as it is now, and what is wrong with it. Changes nothing."""
+        await self._look_around()
         async with self._passing:
-            await self._observe(ALL_SOURCES)
             return self._observed, self._think()[0]
+
+    async def _look_around(self) -> None:
+        """At one source after the other, so that a repair waits for one of them at most."""
+        for backend in self._backends:
+            async with self._passing:
+                await self._observe([backend.source])
 
     def busy_since(self) -> float | None:
         """When the pass under way began (monotonic); None while idle."""

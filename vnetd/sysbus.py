@@ -16,7 +16,7 @@ from dbus_next.message import Message
 
 from vnetd import frames
 from vnetd.errors import VnetdError
-from vnetd.frames import Head
+from vnetd.frames import Frame
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +24,18 @@ BUS = "org.freedesktop.DBus"
 """Its name, and that of its interface; it minds no path."""
 
 # One turn of the loop reads no more than this, so that a flood leaves time for all else.
-_READ_BYTES = 16384
+_READ_BYTES = 4096
+_SKIP_BYTES = 1 << 20
 _WRITE_BYTES = 65536
 # A bus that takes nothing any more must not grow the daemon.
 _MOST_QUEUED_BYTES = 64 << 20
+_ANSWER_SECONDS = 5.0
 # Of a connection that serves: no argument of org.vnetd1 comes near it, no reply of the bus either.
 LONGEST_CALL = 8192
 _LONGEST_MESSAGE = 128 << 20  # D-Bus Specification, "Message Format"
 
-OnCall = Callable[[Head, "bytes | None"], None]
-"""Head and bytes of a method call; no bytes where it is longer than LONGEST_CALL."""
+OnCall = Callable[[Frame], None]
+"""Of a method call; not whole where it is longer than LONGEST_CALL."""
 
 
 class BusError(VnetdError):
@@ -57,6 +59,7 @@ class Bus(MessageBus):
         self._frames = frames.Frames(LONGEST_CALL if on_call else _LONGEST_MESSAGE)
         self._out = _Writer(self)
         self._writer: Any = self._out
+        self._asked: dict[int, asyncio.Future[int | None]] = {}
 
     @property
     def queued(self) -> int:
@@ -78,11 +81,12 @@ class Bus(MessageBus):
 
     def _message_reader(self) -> None:
         try:
-            data = self._sock.recv(_READ_BYTES)
+            skipping = min(self._frames.skipping, _SKIP_BYTES)
+            data = self._sock.recv(max(skipping, _READ_BYTES))
             if not data:
                 raise EOFError("the bus has closed the connection")
-            for head, message in self._frames.feed(data):
-                self._take(head, message)
+            for frame in self._frames.feed(data):
+                self._take(frame)
         except BlockingIOError:
             return
         except (OSError, EOFError) as error:
@@ -91,19 +95,39 @@ class Bus(MessageBus):
             log.exception("a message that cannot be read")
             self._finalize(BusError(f"the bus sent what cannot be read: {error}"))
 
-    def _take(self, head: Head, message: bytes | None) -> None:
-        if head.type == frames.METHOD_CALL:
+    def _take(self, frame: Frame) -> None:
+        if frame.type == frames.METHOD_CALL:
             if self._on_call is not None:
-                self._on_call(head, message)
+                self._on_call(frame)
             return
-        if head.type == frames.SIGNAL and self._on_call is not None and head.sender != BUS:
+        if frame.type == frames.SIGNAL and self._on_call is not None and frame.sender != BUS:
             return  # anybody may send one to anybody
-        if message is not None and head.type in (
-            frames.METHOD_RETURN,
-            frames.ERROR,
-            frames.SIGNAL,
-        ):
-            self._on_message(unmarshal(message))
+        head = frame.head() if frame.whole else None
+        if head is None:
+            return
+        asked = self._asked.pop(head.reply_serial, None)
+        if asked is not None and not asked.done():
+            returned = frame.type == frames.METHOD_RETURN
+            asked.set_result(frame.number() if returned else None)
+        elif frame.type == frames.SIGNAL or head.reply_serial in self._method_return_handlers:
+            self._on_message(unmarshal(frame.message))
+
+    async def user(self, name: str) -> int | None:
+        """The uid of whoever has this unique name; None if nobody has. Raises BusError.
+
+        Anybody who connects makes vnetd ask, so that this does without dbus-next's messages.
+        """
+        serial = self.next_serial()
+        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._asked[serial] = answer
+        self.write(frames.method_call(serial, BUS, BUS, "GetConnectionUnixUser", name))
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await answer
+        except TimeoutError:
+            raise BusError("the bus does not answer") from None
+        finally:
+            self._asked.pop(serial, None)
 
     async def _auth_readline(self) -> str:
         # The library's own spins for ever when the bus closes the connection here.

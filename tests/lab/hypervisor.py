@@ -185,11 +185,21 @@ class Hypervisor(Machine):
         """A program of this tree."""
         return f"/usr/local/bin/{name}" if self._root else str(BIN / name)
 
-    def attempt_as(self, user: str, *argv: str) -> subprocess.CompletedProcess[str]:
-        """As somebody of the box who is not root, but can reach this tree wherever it is."""
+    def as_user(self, user: str, *argv: str) -> tuple[str, ...]:
+        """How to run this as somebody who is not root, but can reach this tree wherever it is."""
         become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
         reach = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-        return self.attempt(*become, *reach, *argv)
+        return (*become, *reach, *argv)
+
+    def attempt_as(self, user: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        return self.attempt(*self.as_user(user, *argv))
+
+    def harass(self, name: str, user: str, kind: str, most: int = 0) -> None:
+        """Let this user do its worst on the bus until kill(name); see hostile.py."""
+        argv = self.python("-m", "tests.lab.hostile", kind, str(most))
+        self.path(f"/run/box/{name}.log").unlink(missing_ok=True)
+        self.spawn(name, *self.as_user(user, *argv))
+        self.wait_until(lambda: "at work" in self.log(name), what=f"{kind} by {user}")
 
     def python(self, *argv: str) -> tuple[str, ...]:
         """How to run Python in the box with this tree and the libraries that vnetd runs with."""

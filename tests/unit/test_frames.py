@@ -13,7 +13,7 @@ from dbus_next.signature import Variant
 
 from vnetd import frames, sysbus
 from vnetd.api.tree import marshal
-from vnetd.frames import Frames, Head
+from vnetd.frames import Frame, Frames, Head
 
 LONGEST = 256
 
@@ -35,10 +35,48 @@ def marshalled(message: Message) -> bytes:
     return bytes(message._marshall())  # type: ignore[no-untyped-call]
 
 
+def read(frame: Frame) -> Head:
+    head = frame.head()
+    assert head is not None
+    return head
+
+
+def from_the_bus(message: bytes, sender: str) -> bytes:
+    """With the field that the bus adds behind all others."""
+    (length,) = struct.unpack_from("<I", message, 12)
+    field = b"\x07\x01s\0" + struct.pack("<I", len(sender)) + sender.encode() + b"\0"
+    fields = message[16 : 16 + length] + bytes(-length % 8) + field
+    body = message[16 + length + -length % 8 :]
+    head = message[:12] + struct.pack("<I", len(fields)) + fields
+    return head + bytes(-len(head) % 8) + body
+
+
+@pytest.mark.parametrize("sender", [":1.9", ":1.4294967295", "org.freedesktop.DBus"])
+def test_who_sent_it_is_known_before_its_head_is_read(sender: str) -> None:
+    (frame,) = Frames(LONGEST).feed(from_the_bus(marshalled(call(["lab", ""], "ss")), sender))
+    assert frame.sender == sender == read(frame).sender
+    assert sysbus.unmarshal(frame.message).body == ["lab", ""]
+
+
+def test_nobody_can_write_a_sender_into_other_fields() -> None:
+    for number in (0x00730107, 0x07017300, 0x01730007):
+        message = call()
+        message.reply_serial = number
+        for member in ("x", "x" * 58, "x" * 0x31):
+            message.member = member
+            (frame,) = Frames(LONGEST).feed(from_the_bus(marshalled(message), ":1.9"))
+            assert frame.sender == ":1.9"
+            (frame,) = Frames(LONGEST).feed(marshalled(message))
+            assert frame.sender == ""
+
+
 def test_a_head_says_what_the_message_says() -> None:
     message = marshalled(call(["lab", ""], "ss"))
-    ((head, body),) = Frames(LONGEST).feed(message)
-    assert body == message
+    (frame,) = Frames(LONGEST).feed(message)
+    assert (frame.message, frame.whole, frame.sender) == (message, True, "")
+    assert (frame.type, frame.serial, frame.wants_reply) == (frames.METHOD_CALL, 7, True)
+    head = frame.head()
+    assert head is not None
     assert head.may_interact
     assert head.wants_reply
     assert (head.type, head.serial, head.signature) == (frames.METHOD_CALL, 7, "ss")
@@ -51,14 +89,9 @@ def test_messages_come_in_any_pieces(size: int) -> None:
     cut, found = Frames(LONGEST), []
     for at in range(0, len(stream), size):
         found += list(cut.feed(stream[at : at + size]))
-    assert [(head.signature, message is None) for head, message in found] == [
-        ("", False),
-        ("s", True),
-        ("s", False),
-    ]
-    last = found[-1][1]
-    assert last is not None
-    assert sysbus.unmarshal(last).body == ["y"]
+    assert [frame.whole for frame in found] == [True, False, True]
+    assert [read(frame).signature for frame in found] == ["", "s", "s"]
+    assert sysbus.unmarshal(found[-1].message).body == ["y"]
 
 
 def test_a_head_without_end_is_skipped_in_silence() -> None:
@@ -68,7 +101,7 @@ def test_a_head_without_end_is_skipped_in_silence() -> None:
     cut, found = Frames(LONGEST), []
     for at in range(0, len(stream), 1000):
         found += list(cut.feed(stream[at : at + 1000]))
-    assert [head.path for head, _ in found] == ["/org/vnetd1"]
+    assert [read(frame).path for frame in found] == ["/org/vnetd1"]
 
 
 def test_big_endian_is_read_as_well() -> None:
@@ -78,7 +111,8 @@ def test_big_endian_is_read_as_well() -> None:
     fields = path + bytes(-len(path) % 8) + member
     message = struct.pack(">cBBBIII", b"B", 1, 0, 1, 0, 9, len(fields)) + fields
     message += bytes(-len(message) % 8)
-    ((head, _),) = Frames(LONGEST).feed(message)
+    (frame,) = Frames(LONGEST).feed(message)
+    head = read(frame)
     assert (head.path, head.member, head.serial) == ("/org/vnetd1", "Ping", 9)
 
 
@@ -90,22 +124,22 @@ def test_noise_ends_in_no_exception_of_another_kind() -> None:
         noise = bytearray(good)
         for _ in range(random.randrange(1, 6)):
             noise[random.randrange(16, len(noise))] = random.randrange(256)
-        for head, _message in Frames(LONGEST).feed(bytes(noise)):
-            assert isinstance(head, Head)
+        for frame in Frames(LONGEST).feed(bytes(noise)):
+            assert frame.head() is None or isinstance(frame.head(), Head)
 
 
 def test_answers_are_what_dbus_next_reads() -> None:
-    ((head, _),) = Frames(LONGEST).feed(marshalled(call()))
-    head = replace(head, sender=":1.9")  # the bus puts it in
-    read = sysbus.unmarshal(frames.error(3, head, "org.vnetd1.Error.Busy", "später"))
-    assert read.message_type is MessageType.ERROR
-    assert (read.serial, read.reply_serial, read.destination) == (3, 7, ":1.9")
-    assert (read.error_name, read.body) == ("org.vnetd1.Error.Busy", ["später"])
+    (frame,) = Frames(LONGEST).feed(marshalled(call()))
+    head = replace(read(frame), sender=":1.9")  # the bus puts it in
+    answer = sysbus.unmarshal(frames.error(3, head, "org.vnetd1.Error.Busy", "später"))
+    assert answer.message_type is MessageType.ERROR
+    assert (answer.serial, answer.reply_serial, answer.destination) == (3, 7, ":1.9")
+    assert (answer.error_name, answer.body) == ("org.vnetd1.Error.Busy", ["später"])
     body = marshal("sas", ["a", ["b", "c"]])
-    read = sysbus.unmarshal(frames.method_return(4, head, "sas", body))
-    assert (read.message_type, read.body) == (MessageType.METHOD_RETURN, ["a", ["b", "c"]])
-    read = sysbus.unmarshal(frames.signal(5, "/x", "a.b", "Changed", "", b""))
-    assert (read.path, read.interface, read.member) == ("/x", "a.b", "Changed")
+    answer = sysbus.unmarshal(frames.method_return(4, head, "sas", body))
+    assert (answer.message_type, answer.body) == (MessageType.METHOD_RETURN, ["a", ["b", "c"]])
+    answer = sysbus.unmarshal(frames.signal(5, "/x", "a.b", "Changed", "", b""))
+    assert (answer.path, answer.interface, answer.member) == ("/x", "a.b", "Changed")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])

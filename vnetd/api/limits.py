@@ -17,6 +17,8 @@ PENDING_CALLS, PENDING_CALLS_OF_ALL = 64, 256
 PENDING_QUESTIONS = 4
 """Passwords that one user is asked for at the same time."""
 _STRANGERS_CALLS = 16
+# Connections a second that the bus is asked for: whose they are.
+_STRANGERS = 300.0
 _MOST_KNOWN = 1024
 
 _K = TypeVar("_K")
@@ -45,6 +47,7 @@ class Limits:
         self._users: dict[str, int] = {}
         self._accounts: dict[int | str, Account] = {}
         self._pending = 0
+        self._strangers, self._at = _STRANGERS, clock()
 
     def user(self, sender: str) -> int | None:
         return self._users.get(sender)
@@ -58,6 +61,8 @@ class Limits:
     def admit(self, sender: str) -> Account | None:
         """The account to give back to done(); None for a call that is one too many."""
         account = self._account(sender)
+        if account is None:
+            return None
         now = self._clock()
         account.tokens = min(account.burst, account.tokens + (now - account.at) * account.rate)
         account.at = now
@@ -79,10 +84,21 @@ class Limits:
         self._users.clear()
         self._accounts.clear()
 
-    def _account(self, sender: str) -> Account:
+    def _welcome(self) -> bool:
+        now = self._clock()
+        self._strangers = min(_STRANGERS, self._strangers + (now - self._at) * _STRANGERS)
+        self._at = now
+        if self._strangers < 1:
+            return False
+        self._strangers -= 1
+        return True
+
+    def _account(self, sender: str) -> Account | None:
         uid = self._users.get(sender)
         key = sender if uid is None else uid
         if key not in self._accounts:
+            if uid is None and not self._welcome():
+                return None
             _make_room(self._accounts)
             share = _ROOTS_SHARE if uid == 0 else 1
             rate, burst = (0.0, _STRANGERS_CALLS) if uid is None else (RATE * share, BURST * share)

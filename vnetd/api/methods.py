@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ _PAGE = 100
 _LONGEST_PAUSE = 31536000
 # A look at the whole host keeps a repair waiting meanwhile.
 _LOOK_COST = 100.0
+# So many times as long as the look before.
+_REST = 4.0
 _MOST_LOOKS = 4
 _PAGE_COST = 5.0
 _JOB_COST = 20.0
@@ -71,6 +74,7 @@ class Methods:
         self._spawn = spawn
         self._looking = asyncio.Semaphore(1)
         self._looks = 0
+        self._rest_until = 0.0
         self.handlers: dict[tuple[str, str], Handler] = {
             (names.MANAGER, "Reconcile"): self._reconcile,
             (names.MANAGER, "Reload"): self._reload,
@@ -119,14 +123,23 @@ class Methods:
 
     @asynccontextmanager
     async def _look(self, call: Call) -> AsyncIterator[None]:
-        """One at a time, so that a repair waits for one at most."""
+        """One at a time, so that a repair waits for one at most, and seldom for that: between those
+        of others than root there is a rest.
+        """
         call.account.charge(_LOOK_COST)
         if self._looks >= _MOST_LOOKS:
             raise CallError(f"{ERROR}.Busy", "others look at the whole host just now; try again")
         self._looks += 1
         try:
             async with self._looking:
-                yield
+                if call.uid != 0:
+                    await asyncio.sleep(self._rest_until - time.monotonic())
+                began = time.monotonic()
+                try:
+                    yield
+                finally:
+                    ended = time.monotonic()
+                    self._rest_until = ended + _REST * (ended - began)
         finally:
             self._looks -= 1
 

@@ -30,7 +30,7 @@ from vnetd.core.model import Cause
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
 from vnetd.errors import NoSuchNetwork, PolicyError, Problem, VnetdError
-from vnetd.frames import Head
+from vnetd.frames import Frame, Head
 from vnetd.reconcile import Progress
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ _RECONNECT_SECONDS = 1.0
 _MOST_QUEUED_REFUSALS, _MOST_QUEUED_ANSWERS = 1 << 20, 16 << 20
 # So many bytes of arguments cost as much to read as a call.
 _ARGUMENT_BYTES = 256
+_TOO_MANY = "too many calls; try again in a second"
 _MEMBERS = {
     Outcome.REPAIRED: "Repaired",
     Outcome.FAILED: "RepairFailed",
@@ -165,15 +166,21 @@ class Service:
 
     # -- calls
 
-    def _on_call(self, head: Head, message: bytes | None) -> None:
+    def _on_call(self, frame: Frame) -> None:
         """Refuse at once, before anything costs, or answer in a task."""
-        account = self._limits.admit(head.sender)
+        if not frame.sender:
+            return  # not through the bus
+        account = self._limits.admit(frame.sender)
         if account is None:
-            self._refuse(head, f"{ERROR}.LimitsExceeded", "too many calls; try again in a second")
+            self._refuse(frame, f"{ERROR}.LimitsExceeded", _TOO_MANY)
+            return
+        head = frame.head()
+        if head is None or head.sender != frame.sender:
+            self._limits.done(account)
             return
         try:
             interface = self._interface(head)
-            self._spawn(self._answer(head, message, interface, account))
+            self._spawn(self._answer(head, frame.message, interface, account))
         except CallError as error:
             self._limits.done(account)
             self._refuse(head, error.name, str(error))
@@ -210,9 +217,7 @@ class Service:
             return path in self._tree
         return path in self._tree and self._tree.interface(path) == interface
 
-    async def _answer(
-        self, head: Head, message: bytes | None, interface: str, account: Account
-    ) -> None:
+    async def _answer(self, head: Head, message: bytes, interface: str, account: Account) -> None:
         try:
             body = await self._run(head, message, interface, account)
             self._reply(head, contract.interfaces()[interface].gives[head.member], body, account)
@@ -235,14 +240,12 @@ class Service:
         finally:
             self._limits.done(account)
 
-    async def _run(
-        self, head: Head, message: bytes | None, interface: str, account: Account
-    ) -> Body:
+    async def _run(self, head: Head, message: bytes, interface: str, account: Account) -> Body:
         uid = self._limits.user(head.sender)
         if uid is None:
             uid = await self._learn(head.sender)
         arguments = []
-        if message is not None and head.signature:
+        if head.signature:
             account.charge(len(message) / _ARGUMENT_BYTES)
             arguments = sysbus.unmarshal(message).body
         call = Call(head, arguments, uid, account)
@@ -252,14 +255,16 @@ class Service:
 
     async def _learn(self, sender: str) -> int:
         """Whose connection it is. The bus is asked: what a caller says of itself is no proof."""
-        try:
-            (uid,) = await self._ask(
-                sysbus.BUS, "/", sysbus.BUS, "GetConnectionUnixUser", "s", [sender], seconds=5.0
-            )
-        except VnetdError as error:
-            raise CallError(f"{ERROR}.NotAuthorized", "the bus does not know the caller") from error
+        uid = await self._bus.user(sender) if self._bus is not None else None
+        if uid is None:
+            raise CallError(f"{ERROR}.NotAuthorized", "the bus does not know the caller")
         self._limits.learn(sender, uid)
-        return int(uid)
+        # Whoever connects anew for each call has no more of them for it.
+        account = self._limits.admit(sender)
+        if account is None:
+            raise CallError(f"{ERROR}.LimitsExceeded", _TOO_MANY)
+        self._limits.done(account)
+        return uid
 
     def _reply(self, head: Head, signature: str, body: Body, account: Account) -> None:
         if not head.wants_reply or self._bus is None or not self._bus.connected:
@@ -272,7 +277,7 @@ class Service:
             return
         self._bus.write(frames.method_return(self._bus.next_serial(), head, signature, body))
 
-    def _refuse(self, head: Head, name: str, text: str) -> None:
+    def _refuse(self, head: Head | Frame, name: str, text: str) -> None:
         if not head.wants_reply or self._bus is None or not self._bus.connected:
             return
         if self._bus.queued < _MOST_QUEUED_REFUSALS:
