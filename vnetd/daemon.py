@@ -27,6 +27,7 @@ from vnetd.backends.history import History
 from vnetd.backends.hostbridges import HostBridges
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
+from vnetd.backends.routes import Routes
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
@@ -82,11 +83,12 @@ class _Daemon:
         self._backends = (
             self._libvirtd,
             Links(),
+            Routes(),
             HostBridges(options.runtime),
             Firewall(self._ask_for_rules),
             Filters(),
             self._guard(),
-            Sysctls(),
+            Sysctls(options.state),
             Dnsmasq(),
         )
         clock = Clock(time.monotonic, lambda: datetime.now(UTC))
@@ -141,7 +143,7 @@ class _Daemon:
         """Raises VnetdError for a subject or destination that there is not."""
         observed, found = await self._reconciler.look()
         asked = why.question(observed, subject, destination)
-        return why.answer(asked, observed, found, await scene.look(asked))
+        return why.answer(asked, self._reconciler.policy, observed, found, await scene.look(asked))
 
     async def leases(self, network: str) -> Sequence[Lease]:
         return await self._libvirtd.leases(network)
