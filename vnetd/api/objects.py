@@ -196,6 +196,7 @@ def _network(network: NetworkStatus) -> Properties:
         "Guard": Variant("s", network.guard),
         "Drift": Variant("as", list(network.drift)),
         "Reasons": Variant("as", list(network.reasons)),
+        "Upstream": Variant("as", list(network.upstream)),
     }
 
 

@@ -60,7 +60,7 @@ class Links:
 
     async def watch(self, poke: Poke) -> None:
         def look(reason: str) -> None:
-            poke(self.source, Source.UPLINKS, reason=reason)
+            poke(self.source, Source.UPLINKS, Source.SYSCTLS, reason=reason)
 
         await self._events.watch(look)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 270, 1, 33, 32
+_DROP_MEMBERSHIP = 2
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _RECEIVE_BUFFER = 8 * 1024 * 1024
 # A transaction is one message, however many rules it holds.
@@ -27,6 +28,8 @@ _LINK_GROUPS = (1, 5, 9)
 _NETCONF_GROUPS = (24, 25)
 # RTNLGRP_IPV4_ROUTE, _IPV6_ROUTE
 _ROUTE_GROUPS = (7, 11)
+# RTNLGRP_NEIGH
+_NEIGHBOUR_GROUP = 3
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NFTABLES_GROUP = 7
 _SUBSYS_NFTABLES = 10
@@ -119,13 +122,18 @@ def has_default_route(data: bytes) -> bool:
     return any(len(body) > 1 and body[1] == 0 for _, body in messages(data))
 
 
-def links_gone(data: bytes) -> Iterator[int]:
-    """Indexes of links that are down or deleted: struct ifinfomsg."""
+def links(data: bytes) -> Iterator[tuple[int, bool]]:
+    """(index, whether it is down or deleted) of each link spoken of: struct ifinfomsg."""
     for kind, body in messages(data):
         if kind in (_NEWLINK, _DELLINK) and len(body) >= 16:
             index, flags = struct.unpack_from("=iI", body, 4)
-            if kind == _DELLINK or not flags & _IFF_UP:
-                yield index
+            yield index, kind == _DELLINK or not flags & _IFF_UP
+
+
+def follow_neighbours(events: socket.socket, *, on: bool) -> None:
+    """Every guest that says something makes events of this group."""
+    option = _ADD_MEMBERSHIP if on else _DROP_MEMBERSHIP
+    events.setsockopt(_SOL_NETLINK, option, _NEIGHBOUR_GROUP)
 
 
 class Generations:

@@ -1,4 +1,4 @@
-"""Routes in rtnetlink's messages ⇄ the model. Pure."""
+"""Routes, guests and proxies in rtnetlink's messages ⇄ the model. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from vnetd.backends import netlink
 from vnetd.backends.netlink import attributes, encoded
-from vnetd.backends.rtnetlink import CREATE, DELROUTE, NEWROUTE, Request
-from vnetd.core.model import HostAddress, HostRoute, IfName, StaticRoute, Subnet
+from vnetd.backends.rtnetlink import (
+    CREATE,
+    DELNEIGH,
+    DELROUTE,
+    NEWNEIGH,
+    NEWROUTE,
+    NTF_PROXY,
+    Request,
+    neighbours_of,
+)
+from vnetd.core.model import HostAddress, HostRoute, IfName, Proxy, StaticRoute, Subnet
 
 _EXCL = 0x200
+# linux/neighbour.h; the size of struct ndmsg
+_NDA_DST, _NDA_PROTOCOL, _NEIGHBOUR = 1, 12, 12
 _DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE, _VIA = 1, 4, 5, 6, 9, 15, 18
 _MAIN = 254
 # linux/rtnetlink.h: RTN_UNICAST; _BLACKHOLE, _UNREACHABLE, _PROHIBIT
@@ -99,3 +110,30 @@ def _gateway(hop: dict[int, bytes]) -> HostAddress | None:
     """Of an IPv4 route it may be IPv6: struct rtvia."""
     packed = hop.get(_GATEWAY) or hop.get(_VIA, b"")[2:]
     return ip_address(packed) if packed else None
+
+
+def proxies(dump: Iterable[bytes], name: Name) -> Iterator[Proxy]:
+    for body in dump:
+        (index,) = struct.unpack_from("=I", body, 4)
+        found = attributes(body[_NEIGHBOUR:])
+        dev = name(index)
+        if dev is not None and body[10] & NTF_PROXY and _NDA_DST in found:
+            made_by_vnetd = found.get(_NDA_PROTOCOL) == bytes([_VNETD])
+            yield Proxy(dev, ip_address(found[_NDA_DST]), made_by_vnetd)
+
+
+def neighbours(data: bytes) -> Iterator[tuple[int, HostAddress]]:
+    """(index of the link, IPv6 address) of each that an event says is there."""
+    for kind, body in netlink.messages(data):
+        if kind == NEWNEIGH and len(body) >= _NEIGHBOUR and body[0] == socket.AF_INET6:
+            (index,) = struct.unpack_from("=I", body, 4)
+            yield from ((index, address) for address in neighbours_of([body], index))
+
+
+def proxy_order(address: HostAddress, index: int, *, there: bool) -> Request:
+    """To add it, or else to remove it. index: of the link on which to answer."""
+    body = struct.pack("=BBHIHBB", socket.AF_INET6, 0, 0, index, 0, NTF_PROXY, 0)
+    body += encoded(_NDA_DST, address.packed)
+    if not there:
+        return Request(DELNEIGH, 0, body)
+    return Request(NEWNEIGH, CREATE, body + encoded(_NDA_PROTOCOL, bytes([_VNETD])))

@@ -1,4 +1,5 @@
-"""The kernel's main routing table and the host's DNS servers; networks' own routes, over rtnetlink.
+"""The kernel's main routing table, the guests that it has heard of and those that it answers for,
+over rtnetlink; and the host's DNS servers.
 
 Raw messages: a router's table may hold a million routes, of which only a few concern a network.
 """
@@ -20,6 +21,8 @@ from vnetd.backends import route_messages as messages
 from vnetd.backends.base import Poke
 from vnetd.backends.rtnetlink import Rtnetlink
 from vnetd.core.actions import Action
+from vnetd.core.keep import announce
+from vnetd.core.keep.announce import SetProxy
 from vnetd.core.keep.routes import SetRoute
 from vnetd.core.model import HostAddress, HostRoute, IfName, Observed, Source, Subnet
 from vnetd.errors import BackendError
@@ -31,7 +34,7 @@ _REST = 9
 
 class Routes:
     source = Source.ROUTES
-    actions: tuple[type[Action], ...] = (SetRoute,)
+    actions: tuple[type[Action], ...] = (SetRoute, SetProxy)
 
     def __init__(self) -> None:
         self._events = netlink.open_way_events()
@@ -42,6 +45,10 @@ class Routes:
         """Of the links that the routes lead out of."""
         self._gone: set[int] = set()
         """Links that went while the routes were read."""
+        self._guests: dict[int, frozenset[HostAddress]] = {}
+        """Of bridges whose guests the uplink's neighbours may ask for, by index."""
+        self._answering: frozenset[int] = frozenset()
+        """Links on which the host answers for others: when these lose their carrier it forgets."""
         self._rest_until = 0.0
 
     async def observe(self, observed: Observed) -> Observed:
@@ -50,22 +57,44 @@ class Routes:
         self._gone.clear()
         try:
             routes, self._names = await asyncio.to_thread(self._read, self._subnets)
+            proxies = tuple(messages.proxies(self._rtnetlink.dump_proxies(), _name))
+            self._listen_for_guests(_bridges(replace(observed, routes=routes)))
         except OSError as error:
             raise BackendError(f"routes: {error}") from error
         finally:
             now = time.monotonic()
             self._rest_until = now + _REST * (now - began)
+        answering = {proxy.dev for proxy in proxies}
+        self._answering = frozenset(i for i, name in self._names.items() if name in answering)
         if not self._gone.isdisjoint(self._names):
             self._changed.set()
-        return replace(observed, routes=routes, nameservers=frozenset(_nameservers()))
+        return replace(
+            observed,
+            routes=routes,
+            nameservers=frozenset(_nameservers()),
+            proxies=frozenset(proxies),
+            neighbours={name: self._guests[i] for i in self._guests if (name := _name(i))},
+        )
+
+    def _listen_for_guests(self, bridges: frozenset[int]) -> None:
+        if bool(bridges) is not bool(self._guests):
+            netlink.follow_neighbours(self._events, on=bool(bridges))
+        dump = self._rtnetlink.dump(rtnetlink.GETNEIGH, socket.AF_INET6) if bridges else []
+        self._guests = {i: frozenset(rtnetlink.neighbours_of(dump, i)) for i in bridges}
 
     async def apply(self, action: Action) -> None:
-        assert isinstance(action, SetRoute), action
-        done = errno.EEXIST if action.there else errno.ESRCH
         try:
-            index = socket.if_nametoindex(action.bridge)
-            orders = [messages.order(action.route, index, there=action.there)]
-            rtnetlink.check(orders, self._rtnetlink.run(orders), done)
+            match action:
+                case SetRoute(bridge=bridge, route=route, there=there):
+                    order = messages.order(route, socket.if_nametoindex(bridge), there=there)
+                    done = errno.EEXIST if there else errno.ESRCH
+                case SetProxy(uplink=uplink, address=address, there=there):
+                    index = socket.if_nametoindex(uplink)
+                    order = messages.proxy_order(address, index, there=there)
+                    done = errno.EEXIST if there else errno.ENOENT
+                case _:
+                    raise AssertionError(action)
+            rtnetlink.check([order], self._rtnetlink.run([order]), done)
         except OSError as error:
             raise BackendError(f"{action}: {error.strerror}") from error
 
@@ -83,9 +112,13 @@ class Routes:
         if data is None or any(_touches(to, self._subnets) for to in messages.destinations(data)):
             self._changed.set()
             return
-        for index in netlink.links_gone(data):
-            self._gone.add(index)
-            if index in self._names:
+        for index, gone in netlink.links(data):
+            if gone:
+                self._gone.add(index)
+            if (gone and index in self._names) or index in self._answering:
+                self._changed.set()
+        for index, address in messages.neighbours(data):
+            if index in self._guests and address not in self._guests[index]:
                 self._changed.set()
 
     def _read(
@@ -115,6 +148,21 @@ def _of_interest(observed: Observed) -> Iterator[Subnet]:
             if definition is not None:
                 yield from (address.network for address in definition.addresses)
                 yield from (route.to for route in definition.routes)
+
+
+def _bridges(observed: Observed) -> frozenset[int]:
+    """Indexes of those whose IPv6 subnet is a part of a LAN's."""
+    networks = observed.libvirt.networks.values() if observed.libvirt else ()
+    lives = [n.live for n in networks if n.live and n.live.mode in announce.ROUTED]
+    found = [
+        (observed.links or {}).get(live.bridge)
+        for live in lives
+        for address in live.addresses
+        if live.bridge is not None
+        and address.version == 6
+        and announce.uplink(address.network, (live.bridge,), observed) is not None
+    ]
+    return frozenset(link.index for link in found if link is not None)
 
 
 def _touches(to: Subnet, subnets: Iterable[Subnet]) -> bool:

@@ -34,6 +34,7 @@ _NODAD, _PERMANENT, _TENTATIVE, _DADFAILED = 0x02, 0x80, 0x40, 0x08
 _FOREVER = 0xFFFFFFFF
 # linux/neighbour.h
 _NDA_DST, _NDA_LLADDR = 1, 2
+NTF_PROXY = 0x08
 STALE, REACHABLE, PROBE, FAILED = 0x04, 0x02, 0x10, 0x20
 _PERMANENT_NEIGHBOUR, _KNOWN, _NTF_USE = 0x80, 0x02 | 0x04 | 0x08 | 0x10 | 0x80, 0x01
 _GETLINK, _IFLA_MASTER, _IFLA_ALT_IFNAME = 18, 10, 53
@@ -60,6 +61,11 @@ class Rtnetlink:
             question = bytes([family]) + bytes(_ROUTE.size - 1)
             found += self._dump(netlink.message(kind, _REQUEST | _DUMP, question))
         return found
+
+    def dump_proxies(self) -> list[bytes]:
+        """Of IPv6; the kernel keeps them apart from neighbours. Raises OSError."""
+        question = struct.pack("=BBHIHBB", socket.AF_INET6, 0, 0, 0, 0, NTF_PROXY, 0)
+        return self._dump(netlink.message(GETNEIGH, _REQUEST | _DUMP, question))
 
     def run(self, requests: Sequence[Request]) -> list[int]:
         """All of them in one go; the errno of each, 0 for those that went well."""
@@ -104,6 +110,7 @@ _WORDS = {
     NEWROUTE: "add a route",
     DELROUTE: "remove a route",
     NEWNEIGH: "add a neighbour",
+    DELNEIGH: "remove a neighbour",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
+from vnetd.backends.raised import Memory
 from vnetd.core.actions import Action
 from vnetd.core.keep import sysctls
 from vnetd.core.keep.sysctls import SetSysctl
@@ -24,28 +25,39 @@ class Sysctls:
     source = Source.SYSCTLS
     actions: tuple[type[Action], ...] = (SetSysctl,)
 
-    def __init__(self) -> None:
+    def __init__(self, state: Path) -> None:
         self._events = netlink.open_netconf_events()
+        self._memory = Memory(state / "sysctls.json")
+        self._first: dict[str, str] = {}
+        """The value in which each was first found: what had it already, others may rely on."""
 
     async def observe(self, observed: Observed) -> Observed:
-        networks = observed.libvirt.networks.values() if observed.libvirt else ()
-        names = sysctls.of_interest(network.live for network in networks if network.live)
+        observed = replace(observed, raised=self._memory.raised)
+        names = sysctls.of_interest(observed)
         names += [f"net/ipv6/conf/{dev}/accept_ra" for dev in _advertised()]
-        values = {name: _read(name) for name in names}
-        return replace(
-            observed, sysctls={name: value for name, value in values.items() if value is not None}
-        )
+        read = {name: _read(name) for name in names}
+        values = {name: value for name, value in read.items() if value is not None}
+        for name, value in values.items():
+            self._first.setdefault(name, value)
+        changed = [n for n, item in observed.raised.items() if values.get(n) != item.value]
+        self._memory.forget(*changed)  # theirs now, who changed it
+        return replace(observed, sysctls=values, raised=self._memory.raised)
 
     async def apply(self, action: Action) -> None:
         assert isinstance(action, SetSysctl), action
         wanted = [(action.name, action.value)]
-        if action.name == sysctls.IPV6_FORWARDING:
+        if action.name == sysctls.IPV6_FORWARDING and not action.back:
             # Looked up anew: a route that has come since the plan was made would be lost.
             fed = [f"net/ipv6/conf/{device}/accept_ra" for device in _advertised()]
             wanted[:0] = [(name, "2") for name in fed if _read(name) == "1"]
         try:
             for name, value in wanted:
+                before = _read(name)
+                if not action.back and before is not None and self._first.get(name) != value:
+                    self._memory.note(name, before, value)
                 (_ROOT / name).write_text(value)
+                if action.back:
+                    self._memory.forget(name)
         except OSError as error:
             refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
             hint = "; vnetd's unit must have ReadWritePaths=/proc/sys/net" if refused else ""

@@ -149,6 +149,7 @@ def print_network(network: Mapping[str, Any]) -> None:
         ("Guard:", network["Guard"] or "-"),
         ("UUID:", network["UUID"] or "-"),
     ]
+    rows += [("On the router:", line) for line in network["Upstream"]]
     rows += [("Drift:", line) for line in network["Drift"]]
     rows += [("Reason:", line) for line in network["Reasons"]]
     _table(rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vnetd.core import foreign
 from vnetd.core.drift import Conflict, Drift, NetworkDrift, Wait
 from vnetd.core.keep import (
+    announce,
     bridges,
     coexist,
     dnsmasq,
@@ -72,8 +73,9 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.routes is not None:
         found += subnets.diff(policy, staying, observed)
         found += routes.diff(policy, staying, observed)
+        found += announce.diff(policy, staying, observed)
     if observed.sysctls is not None:
-        found += sysctls.diff(staying, observed.sysctls)
+        found += sysctls.diff(policy, staying, observed)
     found += dnsmasq.diff(libvirt, staying, observed)
     chains = libvirts = None
     if observed.firewall is not None:

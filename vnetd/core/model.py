@@ -304,6 +304,23 @@ class HostRoute:
         return self.to.prefixlen <= (1 if self.to.version == 4 else 3)
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An IPv6 address for which the host answers its neighbours on a link: ip-neighbour(8)."""
+
+    dev: IfName
+    address: HostAddress
+    made_by_vnetd: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """A sysctl: its value before vnetd set it, and since."""
+
+    before: str
+    value: str
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Chain:
     family: Family
@@ -412,6 +429,11 @@ class Observed:
     """Default routes, and those that overlap a subnet of a network."""
     nameservers: frozenset[HostAddress] = frozenset()
     """The host's own."""
+    neighbours: Mapping[IfName, frozenset[HostAddress]] = field(default_factory=dict)
+    """IPv6 addresses of guests that bridges have heard of, where a LAN's own prefix is theirs."""
+    proxies: frozenset[Proxy] = frozenset()
+    raised: Mapping[str, Raised] = field(default_factory=dict)
+    """Sysctls that vnetd has set and nobody has changed since."""
 
     @property
     def links_of_interest(self) -> frozenset[IfName]:
@@ -427,6 +449,7 @@ class Observed:
 
 FIREWALL_OBJECT = "firewall"
 """The same for what concerns no network alone."""
+HOST_OBJECT = "host"
 
 
 def bridge_object(name: str) -> str:

@@ -8,6 +8,7 @@ from vnetd.core.actions import Action
 from vnetd.core.diff import Diff
 from vnetd.core.drift import NetworkDrift
 from vnetd.core.keep import (
+    announce,
     bridges,
     coexist,
     dnsmasq,
@@ -62,4 +63,5 @@ def _plan(
     yield from dnsmasq.plan(left, libvirt)
     yield from bridges.plan(left)
     yield from routes.plan(left)
+    yield from announce.plan(left)
     yield from taps.plan(left, observed.links or {})

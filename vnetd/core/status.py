@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vnetd.core.diff import Diff
+from vnetd.core.keep import announce, guard, taps
 from vnetd.core.keep import bridges as b
-from vnetd.core.keep import guard, taps
 from vnetd.core.keep.networks import BridgeMissing
 from vnetd.core.link import PortState
 from vnetd.core.model import (
@@ -47,6 +47,8 @@ class NetworkStatus:
     """ "on", "off" or "" for a mode in which there is nothing to guard."""
     drift: tuple[str, ...]
     reasons: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
+    """Commands by which the next router learns where the guests are, if nothing else tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def status(policy: Policy, observed: Observed, found: Diff, now: Circumstances) 
             guard=_guard(policy, observed, definition),
             drift=drift,
             reasons=reasons,
+            upstream=_upstream(policy, observed, definition),
         )
     bridges = _bridges(observed, found, now, networks, per_object, observing=observing)
     states = [network.state for network in networks.values()]
@@ -276,6 +279,12 @@ def _per_object(found: Diff, now: Circumstances) -> _PerObject:
         object_: (tuple(drift.get(object_, ())), tuple(reasons.get(object_, ())))
         for object_ in (*drift, *reasons)
     }
+
+
+def _upstream(policy: Policy, observed: Observed, definition: Definition | None) -> tuple[str, ...]:
+    if definition is None:
+        return ()
+    return tuple(text for _, text in announce.for_the_router(policy, definition, observed))
 
 
 def _kept(policy: Policy, network: str) -> Kept:

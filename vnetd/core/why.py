@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from vnetd.core import foreign
 from vnetd.core.diff import Diff
-from vnetd.core.keep import bridges, rules
+from vnetd.core.keep import announce, bridges, rules
 from vnetd.core.model import (
     Definition,
     Family,
@@ -27,6 +27,7 @@ from vnetd.core.model import (
 from vnetd.core.packets import flows
 from vnetd.core.packets.evaluate import Decision
 from vnetd.core.packets.firewall import Field, Firewall, Match, Rule, network_span
+from vnetd.core.policy import Policy
 from vnetd.core.rules.iptables import family
 from vnetd.core.wording import few
 from vnetd.errors import NoSuchNetwork, VnetdError
@@ -141,11 +142,15 @@ def question(observed: Observed, subject: str, destination: str) -> Question:
     return Question(network.name, network.live, guest, to)
 
 
-def answer(asked: Question, observed: Observed, found: Diff, scene: Scene) -> Answer:
-    return Answer(asked, tuple(_steps(asked, observed, found, scene)), scene.gateway)
+def answer(
+    asked: Question, policy: Policy, observed: Observed, found: Diff, scene: Scene
+) -> Answer:
+    return Answer(asked, tuple(_steps(asked, policy, observed, found, scene)), scene.gateway)
 
 
-def _steps(asked: Question, observed: Observed, found: Diff, scene: Scene) -> Iterator[Step]:
+def _steps(
+    asked: Question, policy: Policy, observed: Observed, found: Diff, scene: Scene
+) -> Iterator[Step]:
     live, links = asked.live, observed.links or {}
     if live is None:
         yield _blocked("network", f"{asked.network} is not active", _start(asked.network))
@@ -165,6 +170,7 @@ def _steps(asked: Question, observed: Observed, found: Diff, scene: Scene) -> It
         yield from _dnsmasq(live, scene)
         if live.mode is not Mode.ISOLATED:
             yield from _routing(asked, live.bridge, live, links, scene)
+            yield from _router(asked, live, policy, observed)
         elif asked.destination is not None:
             wrong = "the network is isolated: guests reach the host and each other only"
             yield _blocked("route", wrong, 'give it mode = "nat" or "route"')
@@ -289,6 +295,19 @@ def _way_back(bridge: IfName, scene: Scene) -> Iterator[Step]:
         yield Step(at="way back", text=f"guests are reached by {bridge}")
 
 
+def _router(
+    asked: Question, live: Definition, policy: Policy, observed: Observed
+) -> Iterator[Step]:
+    """Whether it knows the way vnetd cannot see."""
+    version = 4 if asked.family is Family.IPV4 else 6
+    for of, command in announce.for_the_router(policy, live, observed):
+        if of == version:
+            yield Step(at="router", text=f"must know the way to the guests; there: {command}")
+    dev = announce.uplinks(policy.networks.get(live.name), live, observed).get(version)
+    if dev is not None:
+        yield Step(at="router", text=f"need not know: the host answers for guests on {dev}")
+
+
 def _firewall(
     asked: Question, live: Definition, observed: Observed, found: Diff, scene: Scene
 ) -> Iterator[Step]:
@@ -312,25 +331,34 @@ def _firewall(
             key = name, str(item)
             if key not in told:
                 told.add(key)
-                yield _verdict(name, item, right)
+                yield _verdict(name, way, item, right)
 
 
-def _verdict(name: str, item: Decision, firewall: Firewall) -> Step:
+def _verdict(name: str, way: flows.Flow, item: Decision, firewall: Firewall) -> Step:
     place, rule = item.place, item.rule.text if item.rule else f"policy {item.verdict}"
     cause = firewall.origins.get((place, item.rule.text if item.rule else ""))
     owner = "libvirt" if foreign.is_ours(place) else foreign.owner(place, firewall)
     may = "" if item.certain else "may be "
+    taken = _takes_frames(way, item)
     return Step(
         at="firewall",
         word=Word.BLOCKED if item.certain else Word.MAYBE,
-        text=f"{name}: {may}{_past(item)} by {item} ({owner})",
-        cure=_cure(item, owner) if item.certain else "",
+        text=f"{name}: {may}{_past(item)} by {item} ({owner})"
+        + (f", as {taken} is 1" if taken else ""),
+        cure=_cure(item, owner) + (f"; or {taken}=0" if taken else "") if item.certain else "",
         hook=item.hook.value,
         table=f"{place.family} {place.table}",
         chain=place.chain,
         rule=rule,
         process=str(cause or ""),
     )
+
+
+def _takes_frames(way: flows.Flow, item: Decision) -> str:
+    """The sysctl by which frames between ports of one bridge come to hooks of IP at all."""
+    if way.kind is not flows.Kind.PEERS or item.place.family not in ("ip", "ip6", "inet"):
+        return ""
+    return f"bridge-nf-call-{'iptables' if way.family is Family.IPV4 else 'ip6tables'}"
 
 
 def _past(item: Decision) -> str:
