@@ -37,7 +37,7 @@ unix_sock_rw_perms = "0770"
 log_outputs = "2:stderr"
 """
 # The box has no cgroups, no virtlogd, no security driver and only one user for all.
-_QEMU_CONF = """\
+QEMU_CONF = """\
 user = "root"
 group = "root"
 stdio_handler = "file"
@@ -49,7 +49,7 @@ cgroup_controllers = []
 
 # This kernel may have no act_csum. libvirt's nftables backend starts no network without, and needs
 # it only for DHCP clients of old.
-_TC = """\
+TC = """\
 #!/bin/sh
 case "$*" in *"action csum"*) exit 0 ;; esac
 exec /usr/sbin/tc "$@"
@@ -58,31 +58,31 @@ exec /usr/sbin/tc "$@"
 
 def main(cache: Path, root: Path | None) -> None:
     outside_pid = os.readlink("/proc/self")
-    _make_root_private()
+    make_root_private()
     if root is not None:
         _change_root(root)
-    _mount("-t", "proc", "proc", "/proc")
-    _mount("-t", "sysfs", "sys", "/sys")
-    _mount("-t", "tmpfs", "tmpfs", "/run")
+    mount("-t", "proc", "proc", "/proc")
+    mount("-t", "sysfs", "sys", "/sys")
+    mount("-t", "tmpfs", "tmpfs", "/run")
     # What libvirt learns of qemu in a second stays true: kept outside for the next box.
-    _mount("--bind", str(cache), _made("/run/cache"))
+    mount("--bind", str(cache), made("/run/cache"))
     for path in _OVERLAID if root is None else ():
-        upper, work = _made(f"/run/overlay{path}/upper"), _made(f"/run/overlay{path}/work")
+        upper, work = made(f"/run/overlay{path}/upper"), made(f"/run/overlay{path}/work")
         layers = f"lowerdir={path},upperdir={upper},workdir={work}"
-        _mount("-t", "overlay", "overlay", "-o", layers, path)
+        mount("-t", "overlay", "overlay", "-o", layers, path)
     for path in _EMPTY:
-        _mount("-t", "tmpfs", "tmpfs", _made(path))
-    _mount("--bind", "/run/cache", _made("/var/cache/libvirt"))
+        mount("-t", "tmpfs", "tmpfs", made(path))
+    mount("--bind", "/run/cache", made("/var/cache/libvirt"))
     os.chdir("/")
     _configure()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    signal.signal(signal.SIGCHLD, _reap)
+    signal.signal(signal.SIGCHLD, reap)
     print(f"ready {outside_pid}", flush=True)
     while os.read(0, 4096):
         pass
 
 
-def _make_root_private() -> None:
+def make_root_private() -> None:
     """Nothing mounted here may show outside.
 
     In a plain chroot "/" is no mount point and cannot be made private. The way out: back to the
@@ -98,37 +98,35 @@ def _make_root_private() -> None:
     ):
         raise OSError(ctypes.get_errno(), "cannot make the mounts private")
     path = os.readlink(f"/proc/self/fd/{root}")
-    _mount("--rbind", path, path)
+    mount("--rbind", path, path)
     os.chroot(path)
     os.chdir("/")
 
 
 def _change_root(root: Path) -> None:
     """To a copy of it that goes with the box."""
-    _mount("-t", "tmpfs", "tmpfs", "/run")
-    new, upper, work = _made("/run/new"), _made("/run/upper"), _made("/run/work")
-    _mount(
-        "-t", "overlay", "overlay", "-o", f"lowerdir={root},upperdir={upper},workdir={work}", new
-    )
-    _mount("--rbind", "/dev", f"{new}/dev")
-    _mount("--bind", str(_TREE), _made(f"{new}{_TREE}"))
+    mount("-t", "tmpfs", "tmpfs", "/run")
+    new, upper, work = made("/run/new"), made("/run/upper"), made("/run/work")
+    mount("-t", "overlay", "overlay", "-o", f"lowerdir={root},upperdir={upper},workdir={work}", new)
+    mount("--rbind", "/dev", f"{new}/dev")
+    mount("--bind", str(_TREE), made(f"{new}{_TREE}"))
     os.chroot(new)
     os.chdir("/")
     shim = Path("/usr/local/sbin/tc")
-    shim.write_text(_TC)
+    shim.write_text(TC)
     shim.chmod(0o755)
 
 
 def _configure() -> None:
     for path in ("/run/dbus", "/run/lock", "/run/netns", "/etc/libvirt/qemu/networks/autostart"):
-        _made(path)
+        made(path)
     for name in ("dnsmasq", "images", "network", "qemu"):
-        _made(f"/var/lib/libvirt/{name}")
+        made(f"/var/lib/libvirt/{name}")
     for definition in Path("/etc/libvirt/qemu").rglob("*.xml"):
         definition.unlink()
     shutil.rmtree("/etc/vnetd", ignore_errors=True)
     Path("/etc/libvirt/libvirtd.conf").write_text(_LIBVIRTD_CONF)
-    Path("/etc/libvirt/qemu.conf").write_text(_QEMU_CONF)
+    Path("/etc/libvirt/qemu.conf").write_text(QEMU_CONF)
     Path("/etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     Path("/etc/hostname").write_text("box\n")
     # libvirt looks its own host name up before it starts a guest: DNS is dead in here.
@@ -146,7 +144,7 @@ def _configure() -> None:
     Path("/etc/group").write_text(groups)
 
 
-def _reap(*_: object) -> None:
+def reap(*_: object) -> None:
     """libvirt takes a dnsmasq for alive as long as its pid exists, be it a zombie's."""
     while True:
         try:
@@ -157,11 +155,11 @@ def _reap(*_: object) -> None:
             return
 
 
-def _mount(*arguments: str) -> None:
+def mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def _made(path: str) -> str:
+def made(path: str) -> str:
     Path(path).mkdir(parents=True, exist_ok=True)
     return path
 

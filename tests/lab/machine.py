@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import shlex
 import signal
 import subprocess
@@ -33,12 +34,17 @@ _ENVIRONMENT = (
     "PYTHONDONTWRITEBYTECODE=1",
 )
 
+_ANSWER_SECONDS = 30.0
+
 
 class LabError(Exception):
     """Something in the box failed; the text holds what it said."""
 
 
 class Machine(ABC):
+    confined: tuple[str, ...] = ()
+    """What takes rights from all that is run there."""
+
     def __init__(self) -> None:
         self._init_pid = 0
         """Of its PID 1, seen from outside."""
@@ -80,7 +86,7 @@ class Machine(ABC):
         """How to run this from outside."""
         enter = ["nsenter", "-t", str(self._init_pid), "-m", "-n", "-p", "-u", "-i", "-r", "-w"]
         netns = ["ip", "netns", "exec", guest] if guest else []
-        return [*enter, "env", "-i", *_ENVIRONMENT, *netns, *argv]
+        return [*enter, *self.confined, "env", "-i", *_ENVIRONMENT, *netns, *argv]
 
     def attempt(
         self, *argv: str, guest: str | None = None, stdin: str | None = None
@@ -296,6 +302,9 @@ class Machine(ABC):
             text=True,
         ) as process:
             assert process.stdout is not None, "stdout is a pipe"
+            if not select.select([process.stdout], [], [], _ANSWER_SECONDS)[0]:
+                process.kill()
+                raise LabError(f"{address} has answered no probe in {_ANSWER_SECONDS} s")
             process.stdout.readline()  # it is at work
             try:
                 yield outage

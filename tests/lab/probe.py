@@ -80,8 +80,10 @@ def _ended() -> bool:
 
 
 def _collect(waiting: selectors.BaseSelector, until: float) -> None:
-    while waiting.get_map() and (left := until - time.monotonic()) > 0:
-        for key, _ in waiting.select(left):
+    """Looks once also where the time is over: a slow machine must not see no answer at all."""
+    while True:
+        left = max(0.0, until - time.monotonic())
+        for key, _ in waiting.select(left if waiting.get_map() else 0):
             flow: _Flow = key.data
             waiting.unregister(flow.socket)
             with contextlib.suppress(OSError):  # an ICMP error: lost
@@ -91,6 +93,8 @@ def _collect(waiting: selectors.BaseSelector, until: float) -> None:
             if time.monotonic() - key.data.at > _PATIENCE_SECONDS:
                 waiting.unregister(key.fileobj)
                 key.data.socket.close()
+        if not waiting.get_map() or time.monotonic() >= until:
+            break
     if (left := until - time.monotonic()) > 0:
         time.sleep(left)
 

@@ -1,0 +1,207 @@
+"""A host with a kernel of its own: for what this machine's kernel lacks, such as VLANs.
+
+    with Host("trixie") as host:
+        host.boot()
+        host.install(package)
+        host.shut_down()
+        with Vm(host) as vm:
+            vm.sh("ip link add link uplink0 name uplink0.7 type vlan id 7")
+
+qemu emulates the machine in software: a boot takes half a minute, and nothing in it is quick. It
+starts from the host's disk; what it writes stays in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any, Self
+
+from tests.lab.machine import CACHE, TREE, WAN, WAN_IPV6, LabError, Machine
+from tests.lab.probe import Outage
+from tests.system import outside
+from tests.system.host import Host
+
+_BOOT_SECONDS = 240.0
+_COMMAND_SECONDS = 300.0
+_UPLINK_MAC = "52:54:00:99:00:01"
+_FILES = {
+    "/etc/systemd/network/10-uplink.link": f"""\
+[Match]
+MACAddress={_UPLINK_MAC}
+[Link]
+Name=uplink0
+""",
+    "/etc/systemd/system/agent.service": """\
+[Unit]
+After=multi-user.target
+[Service]
+ExecStart=/usr/local/sbin/agent
+Environment=HOME=/root LANG=C.UTF-8 LIBVIRT_DEFAULT_URI=qemu:///system PYTHONDONTWRITEBYTECODE=1
+""",
+}
+
+
+class Vm(Machine):
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._agent = socket.socket(socket.AF_UNIX)
+        self._answers = b""
+
+    def __enter__(self) -> Self:
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._agent.close()
+        if self._qemu:
+            self._qemu.terminate()
+            self._qemu.wait(30)
+
+    def _boot(self) -> None:
+        host = self._host
+        for path, text in _FILES.items():
+            host.disk(path).write_text(text)
+        shutil.copy(TREE / "tests/system/agent", host.disk("/usr/local/sbin/agent"))
+        host.disk("/usr/local/sbin/tc").unlink(missing_ok=True)  # this kernel has act_csum
+        wanted = host.disk("/etc/systemd/system/multi-user.target.wants/agent.service")
+        wanted.unlink(missing_ok=True)
+        wanted.symlink_to("/etc/systemd/system/agent.service")
+        kernel = CACHE.resolve() / f"kernel-{host.release}"
+        host.outside(f"""
+            ip link delete wan0 2>/dev/null || true
+            ip tuntap add dev wan0 mode tap
+            ip addr add {WAN}/24 dev wan0
+            ip addr add {WAN_IPV6}/64 dev wan0 nodad
+            ip link set wan0 up
+        """)
+        command = [
+            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
+            *("-m", "1536", "-nodefaults", "-display", "none", "-no-reboot"),
+            *("-serial", "file:/run/console"),
+            *("-kernel", str(kernel / "vmlinuz"), "-initrd", str(kernel / "initrd")),
+            *("-append", f"console=ttyS0 quiet panic=1 tree={TREE}"),
+            *_share("root", outside.ROOT),
+            *_share("modules", str(kernel / "lib/modules")),
+            *_share("tree", str(TREE)),
+            *("-netdev", "tap,id=uplink,ifname=wan0,script=no,downscript=no"),
+            *("-device", f"virtio-net-pci,netdev=uplink,mac={_UPLINK_MAC}"),
+            *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+            *("-chardev", "socket,id=agent,path=/run/agent,server=on,wait=off"),
+            *("-device", "virtserialport,chardev=agent,name=agent"),
+        ]
+        self._qemu = subprocess.Popen(
+            [*host.around("-m", "-n", "-p", "-i", "-r", "-w"), *command], stdin=subprocess.DEVNULL
+        )
+        port = host.beside("/run/agent")
+        self.wait_until(port.exists, what="qemu")
+        self._agent.connect(str(port))
+        self._agent.settimeout(_BOOT_SECONDS)
+        if self._answer() != "ready":
+            raise LabError("the machine's agent does not say that it is ready")
+        self._agent.settimeout(_COMMAND_SECONDS)
+        self.run("mkdir", "-p", "/run/box")
+
+    def _answer(self) -> str:
+        while b"\n" not in self._answers:
+            try:
+                got = self._agent.recv(65536)
+            except TimeoutError:
+                raise LabError(f"no answer; console: {self._host.console_text()[-3000:]}") from None
+            if not got:
+                raise LabError(f"it is gone; console: {self._host.console_text()[-3000:]}")
+            self._answers += got
+        line, _, self._answers = self._answers.partition(b"\n")
+        return line.decode()
+
+    # -- running things, all over one channel
+
+    def attempt(
+        self, *argv: str, guest: str | None = None, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        script = shlex.join([*(("ip", "netns", "exec", guest) if guest else ()), *argv])
+        if stdin is not None:
+            script = f"echo {_encoded(stdin)} | base64 -d | {script}"
+        self._agent.sendall(_encoded(script).encode() + b"\n")
+        status, out, errors = self._answer().split(":")
+        return subprocess.CompletedProcess(argv, int(status), _decoded(out), _decoded(errors))
+
+    def spawn(self, name: str, *argv: str, guest: str | None = None) -> Any:
+        """Not a process here: kill() and log() know it by its name."""
+        netns = ("ip", "netns", "exec", guest) if guest else ()
+        command = shlex.join([*netns, *argv])
+        self.sh(f"""
+            rm -f /run/box/{name}.pid
+            setsid sh -c 'echo $$ >/run/box/{name}.pid; exec "$@"' sh {command} \
+                >/run/box/{name}.log 2>&1 &
+        """)
+        self.wait_until(lambda: self.succeeds("test", "-s", f"/run/box/{name}.pid"), what=name)
+
+    def pid(self, name: str) -> int:
+        return int(self.run("cat", f"/run/box/{name}.pid"))
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+        """Returns 0: what it ended with nobody knows."""
+        pid = str(self.pid(name))
+        self.signal(name, number)
+        self.wait_until(lambda: not self.succeeds("kill", "-0", pid), what=f"the end of {name}")
+        return 0
+
+    def log(self, name: str) -> str:
+        return self.attempt("cat", f"/run/box/{name}.log").stdout
+
+    def logs(self) -> dict[str, str]:
+        return {"console": self._host.console_text(), "journal": self.run("journalctl", "-b")}
+
+    def tool(self, name: str) -> str:
+        return name
+
+    def _module(self, name: str) -> tuple[str, ...]:
+        return self._host._module(name)
+
+    @contextlib.contextmanager
+    def probing(
+        self, guest: str | None, address: str = WAN, *, in_vain: bool = False
+    ) -> Iterator[Outage]:
+        """Its standard input is a pipe that a process of its own holds open."""
+        words = (address, "in-vain") if in_vain else (address,)
+        command = shlex.join([*self._module("tests.lab.probe"), *words])
+        self.sh("rm -f /run/box/probe.in; mkfifo /run/box/probe.in")
+        self.spawn("hold", "sh", "-c", "exec sleep infinity >/run/box/probe.in")
+        self.spawn("probe", "sh", "-c", f"exec {command} </run/box/probe.in", guest=guest)
+        self.wait_until(lambda: "at work" in self.log("probe"), seconds=60, what="a first answer")
+        outage = Outage()
+        try:
+            yield outage
+        finally:
+            self.kill("hold")
+            self.wait_until(lambda: "{" in self.log("probe"), seconds=60, what="the probe's end")
+        outage.read(self.log("probe"))
+
+
+def _share(tag: str, path: str) -> tuple[str, str]:
+    what = f"local,path={path},mount_tag={tag},security_model=none,readonly=on,multidevs=remap"
+    return "-virtfs", what
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text).decode(errors="replace")
