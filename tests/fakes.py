@@ -10,7 +10,7 @@ from ipaddress import ip_interface
 
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
-from vnetd.core.keep.bridges import AddAddress, SetBridge
+from vnetd.core.keep.bridges import AddAddress, RemakeBridge, SetBridge
 from vnetd.core.keep.networks import (
     DefineNetwork,
     RemoveNetwork,
@@ -21,6 +21,7 @@ from vnetd.core.keep.networks import (
 )
 from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.keep.taps import PlugTap
+from vnetd.core.link import Bridge
 from vnetd.core.model import (
     Cause,
     Chain,
@@ -77,16 +78,19 @@ class FakeHost:
         live = network.config
         assert live is not None
         self.networks[name] = replace(network, live=live)
-        if live.mode.has_own_bridge and live.bridge:
-            addresses = frozenset(live.addresses)
-            mtu = live.mtu or 1500
-            self.links[live.bridge] = Link(
-                1, live.bridge, "bridge", "", mtu, up=True, addresses=addresses
-            )
+        self.make_bridge(live)
         for chain, rules in iptables.compose([]).items():
             self.chains.setdefault(chain, list(rules))
         for chain, rules in iptables.network_rules(live).items():
             self.chains[chain][:0] = rules
+
+    def make_bridge(self, live: Definition) -> None:
+        if live.mode.has_own_bridge and live.bridge:
+            addresses = frozenset(live.addresses)
+            mtu = live.mtu or 1500
+            self.links[live.bridge] = Link(
+                1, live.bridge, "bridge", "", mtu, up=True, bridge=Bridge(), addresses=addresses
+            )
 
     def stop(self, name: str) -> None:
         network = self.networks[name]
@@ -121,6 +125,9 @@ class FakeHost:
             case RestartNetwork(network=name):
                 self.stop(name)
                 self.start(name)
+            case RemakeBridge(settings=SetBridge(bridge=bridge)):
+                lives = [network.live for network in self.networks.values() if network.live]
+                self.make_bridge(next(live for live in lives if live.bridge == bridge))
             case SetAutostart(network=name, on=on):
                 self.networks[name] = replace(self.networks[name], autostart=on)
             case RemoveNetwork(network=name):
@@ -149,7 +156,7 @@ _ACTIONS: dict[Source, tuple[type[Action], ...]] = {
         StartNetwork,
         UpdateDhcp,
     ),
-    Source.LINKS: (AddAddress, PlugTap, SetBridge),
+    Source.LINKS: (AddAddress, PlugTap, RemakeBridge, SetBridge),
     Source.FIREWALL: (RestoreRules,),
     Source.GUARD: (),
     Source.SYSCTLS: (),

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from ipaddress import ip_interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vnetd.backends import domain_xml, iptables_save, network_xml
 from vnetd.core.diff import diff
 from vnetd.core.keep.rules import RestoreRules
-from vnetd.core.link import Bridge
+from vnetd.core.link import Bridge, Port
 from vnetd.core.model import (
     Definition,
     Family,
@@ -59,7 +60,6 @@ def links(case: Path) -> dict[IfName, Link]:
     found = {}
     for link in json.loads((case / "links.json").read_text()):
         info = link.get("linkinfo", {})
-        stp = info.get("info_data", {}).get("stp_state")
         name = IfName(link["ifname"])
         found[name] = Link(
             index=link["ifindex"],
@@ -69,13 +69,22 @@ def links(case: Path) -> dict[IfName, Link]:
             mtu=link["mtu"],
             up="UP" in link["flags"],
             master=IfName(link["master"]) if "master" in link else None,
-            bridge=Bridge(stp=bool(stp)) if info.get("info_kind") == "bridge" else None,
+            bridge=bridge(info["info_data"]) if info.get("info_kind") == "bridge" else None,
+            port=port(info.get("info_slave_data")),
             addresses=frozenset(
                 ip_interface(f"{address['local']}/{address['prefixlen']}")
                 for address in link["addr_info"]
             ),
         )
     return found
+
+
+def bridge(data: dict[str, Any]) -> Bridge:
+    return Bridge(stp=bool(data["stp_state"]), forward_delay=data["forward_delay"] / 100)
+
+
+def port(data: dict[str, Any] | None) -> Port | None:
+    return Port(isolated=data.get("isolated", False)) if data else None
 
 
 def policy_of(case: Path) -> Policy:

@@ -21,7 +21,8 @@ from vnetd.backends.links import Links
 from vnetd.backends.routes import Routes
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core.actions import Action
-from vnetd.core.keep.networks import RestartNetwork, StartNetwork, UpdateDhcp
+from vnetd.core.keep.bridges import RemakeBridge
+from vnetd.core.keep.networks import StartNetwork, UpdateDhcp
 from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import Cause, DhcpHost, Source, State
 from vnetd.core.model import World as Firewalls
@@ -161,7 +162,7 @@ async def test_a_source_that_cannot_be_read_is_a_reason_and_stops_only_itself(w:
 @world
 async def test_what_could_not_be_looked_at_is_no_ground_to_act(w: World) -> None:
     bridge = w.host.links.pop("vba")
-    w.host.fail[RestartNetwork] = "busy"
+    w.host.fail[RemakeBridge] = "busy"
     await w.look()
     w.host.fail.clear()
     w.now += 3600  # whatever there was to wait for

@@ -10,6 +10,7 @@ import pytest
 
 from vnetd.core.diff import diff
 from vnetd.core.keep.networks import Stopped
+from vnetd.core.link import Bridge
 from vnetd.core.model import (
     Address,
     Definition,
@@ -39,7 +40,14 @@ def network(address: str, mode: Mode = Mode.NAT) -> NetworkPolicy:
 
 def link(name: str, *addresses: Address) -> Link:
     return Link(
-        1, IfName(name), "", "52:54:00:00:00:01", 1500, up=True, addresses=frozenset(addresses)
+        index=1,
+        name=IfName(name),
+        kind="bridge",
+        mac="52:54:00:00:00:01",
+        mtu=1500,
+        up=True,
+        bridge=Bridge(),
+        addresses=frozenset(addresses),
     )
 
 

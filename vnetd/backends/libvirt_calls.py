@@ -11,7 +11,7 @@ import libvirt
 from vnetd.backends import domain_xml, network_xml
 from vnetd.core.keep.dnsmasq import RefreshDnsmasq
 from vnetd.core.keep.networks import UpdateDhcp
-from vnetd.core.keep.taps import RecordPort
+from vnetd.core.keep.taps import LimitTap, RecordPort
 from vnetd.core.model import Asked, DhcpHost, DhcpRange, Lease, Libvirt, Network, Nic, Tap
 from vnetd.core.policy import NetworkPolicy
 
@@ -68,11 +68,11 @@ def taps(connection: Any) -> tuple[Tap, ...]:
     found: list[Tap] = []
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         try:
-            if domain.state()[:2] != [
-                libvirt.VIR_DOMAIN_PAUSED,
-                libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,  # libvirt is still making its taps
-            ]:
-                found += domain_xml.taps(domain.XMLDesc())
+            state, reason = domain.state()[:2]
+            paused = state == libvirt.VIR_DOMAIN_PAUSED
+            if paused and reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP:
+                continue  # libvirt is still making its taps
+            found += domain_xml.taps(domain.XMLDesc(), paused=paused)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
@@ -91,6 +91,23 @@ def nics(connection: Any, domains: Iterable[str]) -> tuple[Nic, ...]:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
     return tuple(found)
+
+
+def failed(connection: Any) -> dict[str, frozenset[str]]:
+    """Domains whose last start failed, with the networks that they are defined on."""
+    found = {}
+    for domain, facts in connection.getAllDomainStats(
+        libvirt.VIR_DOMAIN_STATS_STATE, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_INACTIVE
+    ):
+        if facts.get("state.reason") == libvirt.VIR_DOMAIN_SHUTOFF_FAILED:
+            try:
+                found[domain.name()] = frozenset(
+                    nic.network for nic in domain_xml.nics(domain.XMLDesc())
+                )
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+    return found
 
 
 def ports(connection: Any, networks: Iterable[str]) -> frozenset[str]:
@@ -225,6 +242,14 @@ def record_port(connection: Any, action: RecordPort, domain: str) -> None:
     port = domain_xml.network_port(domain, action.port, action.bridge)
     network = lookup(connection, action.network)
     network.portCreateXML(port, libvirt.VIR_NETWORK_PORT_CREATE_RECLAIM)
+
+
+def limit_tap(connection: Any, action: LimitTap) -> None:
+    """libvirt takes its own values as new ones, and sets them in the kernel."""
+    live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+    domain = connection.lookupByName(action.domain)
+    values = domain.interfaceParameters(action.tap, live)
+    domain.setInterfaceParameters(action.tap, {k: v for k, v in values.items() if v}, live)
 
 
 def remove(connection: Any, name: str) -> None:

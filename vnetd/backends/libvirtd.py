@@ -21,6 +21,7 @@ from vnetd.backends import libvirt_calls as calls
 from vnetd.backends.base import Poke
 from vnetd.backends.libvirt_connection import DOMAIN_EVENTS, NETWORK_EVENTS, Connection, in_thread
 from vnetd.core.actions import Action
+from vnetd.core.keep import guests
 from vnetd.core.keep.dnsmasq import RefreshDnsmasq
 from vnetd.core.keep.networks import (
     DefineNetwork,
@@ -30,7 +31,7 @@ from vnetd.core.keep.networks import (
     StartNetwork,
     UpdateDhcp,
 )
-from vnetd.core.keep.taps import RecordPort
+from vnetd.core.keep.taps import LimitTap, RecordPort
 from vnetd.core.model import Cause, Lease, Nic, Observed, Source
 from vnetd.errors import BackendError, NotConnected
 
@@ -48,6 +49,8 @@ _TOUCHED = (Source.LIBVIRT, Source.LINKS, Source.ROUTES, Source.SYSCTLS, Source.
 # bridge_driver.c: libvirt deletes a network's file there before anything else of the network, and
 # writes it after all else.
 _STATUS = Path("/run/libvirt/network")
+# qemu_domain.c: written anew with each change of a running domain; of most there is no event.
+_DOMAINS = Path("/run/libvirt/qemu")
 _LEASES = Path("/var/lib/libvirt/dnsmasq")
 _CHAINS_LOST = "No chain/target/match by that name"
 # Of the command that failed: a rule of a network never jumps to libvirt's chains, nor makes one.
@@ -70,6 +73,7 @@ class Libvirtd:
         RestartNetwork,
         RefreshDnsmasq,
         RecordPort,
+        LimitTap,
     )
 
     def __init__(self, uri: str) -> None:
@@ -89,11 +93,14 @@ class Libvirtd:
         seen = await self._networks.read(lambda c: calls.read(c, asked), "reading networks")
         try:
             taps = await self._domains.read(calls.taps, "reading domains")
+            failed = await self._domains.read(calls.failed, "reading domains")
+            refused = guests.refused(failed, seen, observed.libvirt)
         except NotConnected:
             # Without their daemon guests run on as they are.
             taps = observed.libvirt.taps if observed.libvirt else ()
+            refused = {}
         nics = await self._nics(asked.domains)
-        names = {tap.network for tap in taps}
+        names = {tap.network for tap in taps if tap.network}
         ports = await self._networks.read(lambda c: calls.ports(c, names), "reading ports")
         session = self._networks.session
         seen = replace(
@@ -102,6 +109,7 @@ class Libvirtd:
             taps=taps,
             nics=nics,
             ports=ports,
+            refused=refused,
             lost_chains=self._chains_lost_in == session,
             chains_failed=self._chains_failed_in == session,
             read_only=self._networks.read_only,
@@ -151,6 +159,8 @@ class Libvirtd:
             case RecordPort(network=name, domain=domain):
                 xml = await self._domains.read(lambda c: calls.domain(c, domain), domain)
                 await self._change(lambda c: calls.record_port(c, action, xml), name)
+            case LimitTap(domain=domain):
+                await self._domains.change(lambda c: calls.limit_tap(c, action), domain)
             case RefreshDnsmasq(network=name):
                 await self._change(lambda c: calls.refresh_dnsmasq(c, action), name)
             case RemoveNetwork(network=name):
@@ -175,7 +185,7 @@ class Libvirtd:
                     tell, (lambda: self._watch_files(poke), lambda: self._watch_leases(poke))
                 )
             )
-            tasks.create_task(self._domains.keep(tell))
+            tasks.create_task(self._domains.keep(tell, (lambda: self._watch_domains(poke),)))
 
     async def _watch_files(self, poke: Poke) -> None:
         watch = files.DirectoryWatch(DIRECTORIES, created=True)
@@ -185,6 +195,15 @@ class Libvirtd:
                 self._networks.wake()
                 self._domains.wake()
                 poke(*_TOUCHED, reason="libvirt's files changed", cause=process.libvirt())
+        finally:
+            watch.close()
+
+    async def _watch_domains(self, poke: Poke) -> None:
+        watch = files.DirectoryWatch([_DOMAINS])
+        try:
+            while True:
+                await watch.changed()
+                poke(self.source, Source.LINKS, reason="a running guest changed")
         finally:
             watch.close()
 

@@ -10,7 +10,7 @@ import struct
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
 
 from vnetd.backends import netlink
@@ -20,7 +20,7 @@ from vnetd.core.model import Address, IfName
 # linux/rtnetlink.h
 NEWLINK, DELLINK, _GETLINK = 16, 17, 18
 NEWADDR, DELADDR, _GETADDR = 20, 21, 22
-_GETNEIGH = 30
+_GETNEIGH, _GETQDISC = 30, 38
 _REQUEST, _DUMP = 1, 0x300
 _SKIP_STATS, _BRVLAN_COMPRESSED = 1 << 3, 1 << 2
 _AF_INET, _AF_BRIDGE = 2, 7
@@ -47,6 +47,8 @@ _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _SCOPE_LINK = 253
+# linux/rtnetlink.h: struct tcmsg
+_TCA_KIND = 1
 # linux/neighbour.h: what the bridge shows of a static entry
 _NDA_LLADDR, _NUD_NOARP = 2, 0x40
 
@@ -62,6 +64,7 @@ VLANS = netlink.message(
     struct.pack("=B15x", _AF_BRIDGE)
     + netlink.encoded(_EXT_MASK, struct.pack("=I", _BRVLAN_COMPRESSED)),
 )
+QDISCS = netlink.message(_GETQDISC, _REQUEST | _DUMP, bytes(20))
 FORWARDING_TABLE = netlink.message(_GETNEIGH, _REQUEST | _DUMP, struct.pack("=B11x", _AF_BRIDGE))
 
 
@@ -81,8 +84,11 @@ class Links:
         addresses: Iterable[bytes],
         vlans: Mapping[int, frozenset[Vlan]],
         macs: Mapping[int, frozenset[str]],
+        qdiscs: Mapping[int, frozenset[str]],
     ) -> dict[IfName, Link]:
-        """With the answer to ADDRESSES, and what vlans() and static_macs() make of the others."""
+        """With the answer to ADDRESSES, and what vlans(), static_macs() and qdiscs() make of the
+        others.
+        """
         of_link: defaultdict[int, set[Address]] = defaultdict(set)
         for message in addresses:
             of_link[index_of(message)].add(_address(message))
@@ -94,6 +100,8 @@ class Links:
                 of_port = (vlans.get(parts.index, frozenset()), macs.get(parts.index, frozenset()))
                 port = _port(parts.port, *of_port)
             link = _link(parts, names, frozenset(of_link[parts.index]), port)
+            if parts.index in qdiscs:
+                link = replace(link, qdiscs=qdiscs[parts.index])
             found[link.name] = link
         return found
 
@@ -117,6 +125,19 @@ def static_macs(messages: Iterable[bytes]) -> dict[int, frozenset[str]]:
     return {number: frozenset(macs) for number, macs in found.items()}
 
 
+def vlan_flags(vlan: Vlan) -> int:
+    """Of struct bridge_vlan_info."""
+    return (_PVID if vlan.pvid else 0) | (_UNTAGGED if vlan.untagged else 0)
+
+
+def qdiscs(messages: Iterable[bytes]) -> dict[int, frozenset[str]]:
+    """The kinds of those of each link, by its index: the answer to QDISCS."""
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for message in messages:
+        found[index_of(message)].add(_text(netlink.attributes(message[20:]).get(_TCA_KIND, b"")))
+    return {number: frozenset(kinds) for number, kinds in found.items()}
+
+
 def concerns(kind: int, message: bytes, names: frozenset[str], indexes: frozenset[int]) -> bool:
     """Whether an event is about a link that counts: one of these, a port that has come to one of
     these or, since other names may lead to it, a device. Addresses count on any link, for they make
@@ -126,6 +147,8 @@ def concerns(kind: int, message: bytes, names: frozenset[str], indexes: frozense
         return True
     if kind in (NEWADDR, DELADDR):
         return message[3] < _SCOPE_LINK
+    if kind not in (NEWLINK, DELLINK):
+        return False
     found = netlink.attributes(message[16:])
     if not names.isdisjoint(_names(found)) or _number(found.get(_MASTER, b"")) in indexes:
         return True
@@ -142,7 +165,7 @@ def _names(found: Mapping[int, bytes]) -> Iterator[str]:
 
 
 def index_of(message: bytes) -> int:
-    """Of the link that a message about a link or an address is about."""
+    """Of the link that a message about a link, an address or a queueing discipline is about."""
     (number,) = struct.unpack_from("=i", message, 4)
     return int(number)
 

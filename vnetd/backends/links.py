@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
@@ -19,20 +20,30 @@ from vnetd.backends import netlink
 from vnetd.backends.base import Poke
 from vnetd.backends.link_events import LinkEvents
 from vnetd.core.actions import Action
-from vnetd.core.keep.bridges import AddAddress, SetBridge
-from vnetd.core.keep.taps import PlugTap
+from vnetd.core.keep.bridges import AddAddress, RemakeBridge, RenameBridge, SetBridge
+from vnetd.core.keep.taps import PlugTap, SetTap, TapSettings
 from vnetd.core.model import Address, IfName, Link, Observed, Source
 from vnetd.errors import BackendError
 
 _T = TypeVar("_T")
 
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
+# linux/if.h and linux/neighbour.h
+_IFF_UP, _NUD_NOARP, _NTF_MASTER = 1, 0x40, 0x04
 # Links of others that come and go cut a reading short.
 _MOST_READINGS = 5
 
 
 class Links:
     source = Source.LINKS
-    actions: tuple[type[Action], ...] = (SetBridge, AddAddress, PlugTap)
+    actions: tuple[type[Action], ...] = (
+        SetBridge,
+        RemakeBridge,
+        RenameBridge,
+        AddAddress,
+        PlugTap,
+        SetTap,
+    )
 
     def __init__(self) -> None:
         self._events = LinkEvents()
@@ -43,7 +54,9 @@ class Links:
 
     async def observe(self, observed: Observed) -> Observed:
         self._events.begin_look(observed.links_of_interest)
-        links = await self._call(self._read, "links")
+        taps = observed.libvirt.taps if observed.libvirt else ()
+        limited = any(tap.qdiscs for tap in taps)
+        links = await self._call(lambda: self._read(with_qdiscs=limited), "links")
         self._events.end_look(links)
         return replace(observed, links=links)
 
@@ -53,8 +66,14 @@ class Links:
                 await self._call(lambda: self._set_bridge(action), bridge)
             case AddAddress(bridge=bridge, address=address):
                 await self._call(lambda: self._add_address(bridge, address), bridge)
+            case RemakeBridge(settings=SetBridge(bridge=bridge)):
+                await self._call(lambda: self._make_bridge(action), bridge)
+            case RenameBridge(bridge=bridge):
+                await self._call(lambda: self._rename(action), bridge)
             case PlugTap(tap=tap):
                 await self._call(lambda: self._plug(action), tap)
+            case SetTap(tap=tap, settings=settings):
+                await self._call(lambda: self._set_tap(tap, settings), tap)
             case _:
                 raise AssertionError(action)
 
@@ -77,19 +96,21 @@ class Links:
             self._netlink = IPRoute()
         return self._netlink
 
-    def _read(self) -> dict[IfName, Link]:
+    def _read(self, *, with_qdiscs: bool) -> dict[IfName, Link]:
         for _ in range(_MOST_READINGS - 1):
             with suppress(BlockingIOError):
-                return self._read_once()
-        return self._read_once()
+                return self._read_once(with_qdiscs=with_qdiscs)
+        return self._read_once(with_qdiscs=with_qdiscs)
 
-    def _read_once(self) -> dict[IfName, Link]:
+    def _read_once(self, *, with_qdiscs: bool) -> dict[IfName, Link]:
         links = messages.Links(self._dump(messages.LINKS))
-        vlans, macs = {}, {}
+        vlans, macs, qdiscs = {}, {}, {}
         if links.has_vlan_filter():
             vlans = messages.vlans(self._dump(messages.VLANS))
             macs = messages.static_macs(self._dump(messages.FORWARDING_TABLE))
-        return links.read(self._dump(messages.ADDRESSES), vlans, macs)
+        if with_qdiscs:
+            qdiscs = messages.qdiscs(self._dump(messages.QDISCS))
+        return links.read(self._dump(messages.ADDRESSES), vlans, macs, qdiscs)
 
     def _dump(self, question: bytes) -> list[bytes]:
         return netlink.dump(self._asking, question)
@@ -103,14 +124,53 @@ class Links:
 
     def _set_bridge(self, action: SetBridge) -> None:
         ipr, index = self._open(), self._index(action.bridge)
+        options: dict[str, object] = {}
         if action.stp is not None:
-            ipr.link("set", index=index, kind="bridge", br_stp_state=int(action.stp))
+            options["br_stp_state"] = int(action.stp)
+        if action.vlan_filtering is not None:
+            options["br_vlan_filtering"] = int(action.vlan_filtering)
+        if options:
+            ipr.link("set", index=index, kind="bridge", **options)
+        if action.delay is not None:
+            # After STP, which raises it to the least that it takes.
+            ipr.link("set", index=index, kind="bridge", br_forward_delay=round(action.delay * 100))
         values: dict[str, object] = {"state": "up"}
         if action.mac is not None:
             values["address"] = action.mac
         if action.mtu is not None:
             values["mtu"] = action.mtu
         ipr.link("set", index=index, **values)
+
+    def _make_bridge(self, action: RemakeBridge) -> None:
+        """Up last, as libvirt does: no guest finds a bridge that is half made."""
+        bridge = action.settings.bridge
+        try:
+            self._open().link("add", ifname=bridge, kind="bridge")
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        # network/bridge_driver_linux.c: the host takes no address from its guests.
+        unwanted = {"accept_ra": "0", "autoconf": "0"}
+        if all(address.version == 4 for address in action.addresses):
+            unwanted["disable_ipv6"] = "1"
+        for name, value in unwanted.items():
+            with suppress(FileNotFoundError):  # a kernel without IPv6
+                (_IPV6 / bridge / name).write_text(value)
+        for address in action.addresses:
+            self._add_address(bridge, address)
+        self._set_bridge(action.settings)
+
+    def _rename(self, action: RenameBridge) -> None:
+        """Kernels before 6.2 rename only what is down."""
+        ipr, index = self._open(), self._index(action.now)
+        try:
+            ipr.link("set", index=index, ifname=action.bridge)
+        except NetlinkError as error:
+            if error.code != errno.EBUSY:
+                raise
+            ipr.link("set", index=index, state="down")
+            ipr.link("set", index=index, ifname=action.bridge)
+        ipr.link("set", index=index, state="up")
 
     def _add_address(self, bridge: IfName, address: Address) -> None:
         values: dict[str, object] = {}
@@ -131,8 +191,13 @@ class Links:
     def _plug(self, action: PlugTap) -> None:
         ipr, tap = self._open(), self._index(action.tap)
         bridge = self._index(action.bridge)
-        if action.isolated:
-            # A port comes up un-isolated: hold it down until the flag is on it.
+        settings = action.settings
+        was_up = self._is_up(tap)
+        if settings.mtu is not None:  # before: a smaller one would make the bridge's smaller
+            ipr.link("set", index=tap, mtu=settings.mtu)
+        if settings.of_port and was_up:
+            # A port comes up un-isolated and in the bridge's own VLAN: hold it down until it is
+            # not.
             ipr.link("set", index=tap, state="down")
         if action.pause_stp:
             # A port that joins without STP forwards at once, and goes on when STP is back: net/
@@ -140,9 +205,39 @@ class Links:
             ipr.link("set", index=bridge, kind="bridge", br_stp_state=0)
         try:
             ipr.link("set", index=tap, master=bridge)
-            if action.isolated:
-                ipr.brport("set", index=tap, isolated=1)
-            ipr.link("set", index=tap, state="up")
+            self._set_port(tap, settings)
+            if was_up or settings.up:
+                ipr.link("set", index=tap, state="up")
         finally:
             if action.pause_stp:
                 ipr.link("set", index=bridge, kind="bridge", br_stp_state=1)
+
+    def _set_tap(self, name: IfName, settings: TapSettings) -> None:
+        ipr, tap = self._open(), self._index(name)
+        if settings.mtu is not None:
+            ipr.link("set", index=tap, mtu=settings.mtu)
+        self._set_port(tap, settings)
+        if settings.up:
+            ipr.link("set", index=tap, state="up")
+
+    def _set_port(self, tap: int, settings: TapSettings) -> None:
+        ipr = self._open()
+        flags = {
+            "isolated": settings.isolated,
+            "learning": settings.learning,
+            "unicast_flood": settings.unicast_flood,
+        }
+        if changed := {key: int(value) for key, value in flags.items() if value is not None}:
+            ipr.brport("set", index=tap, **changed)
+        for number in settings.unwanted_vlans:
+            ipr.vlan_filter("del", index=tap, vlan_info={"vid": number, "flags": 0})
+        for vlan in settings.vlans:
+            info = {"vid": vlan.id, "flags": messages.vlan_flags(vlan)}
+            ipr.vlan_filter("add", index=tap, vlan_info=info)
+        for mac in settings.macs:
+            # As libvirt adds it; it takes the place of what the bridge may have learned.
+            ipr.fdb("replace", ifindex=tap, lladdr=mac, state=_NUD_NOARP, flags=_NTF_MASTER)
+
+    def _is_up(self, index: int) -> bool:
+        (link,) = self._open().get_links(index)
+        return bool(link["flags"] & _IFF_UP)

@@ -22,8 +22,8 @@ _SEND_BUFFER = 32 * 1024 * 1024
 # Then it is others' turn on the loop.
 _MOST_AT_ONCE = 256
 
-# linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR
-_LINK_GROUPS = (1, 5, 9)
+# linux/rtnetlink.h: RTNLGRP_LINK, _TC, _IPV4_IFADDR, _IPV6_IFADDR
+_LINK_GROUPS = (1, 4, 5, 9)
 # RTNLGRP_IPV4_NETCONF, _IPV6_NETCONF: forwarding, globally and of each link
 _NETCONF_GROUPS = (24, 25)
 # RTNLGRP_IPV4_ROUTE, _IPV6_ROUTE

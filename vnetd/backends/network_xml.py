@@ -54,6 +54,9 @@ def parse(text: str) -> Definition:
         nat_ipv6=_get(nat, "ipv6") == "yes",
         nat_source=_nat_source(nat),
         nat_ports=_nat_ports(nat),
+        delay=_decimal(_get(bridge, "delay")),
+        mac_table=_get(bridge, "macTableManager") == "libvirt",
+        bandwidth=root.find("bandwidth") is not None,
         guest_ipv6=root.get("ipv6") == "yes",
         tftp=_tftp(ips),
         dns=_get(root.find("dns"), "enable") != "no",
@@ -264,6 +267,10 @@ def _get(element: ET.Element | None, key: str) -> str | None:
 
 def _lower(text: str | None) -> str | None:
     return None if text is None else text.lower()
+
+
+def _decimal(text: str | None) -> float | None:
+    return None if text is None else float(text)
 
 
 def _number(text: str | None) -> int | None:

@@ -13,6 +13,7 @@ from vnetd.core.keep import (
     coexist,
     dnsmasq,
     guard,
+    guests,
     hostbridges,
     networks,
     routes,
@@ -67,9 +68,10 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         if network.live is not None and policy.keeps(name)
     ]
     staying = [live for live in kept if live.name not in observed.leaving]
+    found += guests.diff(policy, libvirt)
     if observed.links is not None:
         found += bridges.diff(policy, libvirt, staying, observed.links)
-        found += taps.diff(libvirt, staying, observed.links)
+        found += taps.diff(policy, libvirt, staying, observed.links)
     if observed.routes is not None:
         found += subnets.diff(policy, staying, observed)
         found += routes.diff(policy, staying, observed)

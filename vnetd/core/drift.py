@@ -69,9 +69,9 @@ class Difference:
 def unequal(pairs: Iterable[tuple[str, object, object]]) -> tuple[Difference, ...]:
     """Of (key, wanted, had) those that are not the same."""
     return tuple(
-        Difference(key, *(_shown(a - b), _shown(b - a)))
+        Difference(key, *(shown(a - b), shown(b - a)))
         if isinstance(a, frozenset) and isinstance(b, frozenset)
-        else Difference(key, _shown(a), _shown(b))
+        else Difference(key, shown(a), shown(b))
         for key, a, b in pairs
         if a != b
     )
@@ -81,7 +81,8 @@ def joined(items: Iterable[Difference]) -> str:
     return ", ".join(str(item) for item in items)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """As a policy writes it."""
     match value:
         case None:
             return ""
@@ -91,5 +92,7 @@ def _shown(value: object) -> str:
             return " ".join(str(item) for item in value)
         case frozenset():
             return few(sorted(str(item) for item in value))
+        case float():
+            return f"{value:g}"
         case _:
             return str(value)

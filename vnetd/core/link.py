@@ -75,7 +75,8 @@ class Port:
 class Link:
     """kind: rtnetlink's, "" for a device. permanent_mac: a device's own, "" if it has none.
     parent: the device behind it as sysfs names it, as in "pci 0000:00:1f.6". master may be set
-    where port is not: a bond's member. alias: a free text.
+    where port is not: a bond's member. alias: a free text. qdiscs: the kinds of its queueing
+    disciplines.
     """
 
     index: int
@@ -93,3 +94,4 @@ class Link:
     permanent_mac: str = ""
     parent: str = ""
     alias: str = ""
+    qdiscs: frozenset[str] = frozenset()

@@ -12,6 +12,7 @@ from vnetd.core.basics import Cause as Cause
 from vnetd.core.basics import Family as Family
 from vnetd.core.basics import IfName as IfName
 from vnetd.core.link import Link as Link
+from vnetd.core.link import Vlan as Vlan
 from vnetd.core.packets.firewall import Firewall
 
 HostAddress = IPv4Address | IPv6Address
@@ -127,6 +128,11 @@ class Definition:
     nat_ipv6: bool = False
     nat_source: tuple[str, str] | None = None
     nat_ports: tuple[int, int] | None = None
+    delay: float | None = None
+    """Of the bridge's ports with STP, in seconds."""
+    mac_table: bool = False
+    """libvirt, not the kernel, tells the bridge where each MAC is (macTableManager)."""
+    bandwidth: bool = False
     guest_ipv6: bool = False
     """ipv6='yes': guests may speak IPv6 to each other without an address of the host."""
     tftp: bool = False
@@ -153,7 +159,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """A running domain's interface on a libvirt network, as the domain's live XML says."""
+    """A running domain's interface on a bridge, as the domain's live XML says.
+
+    network: "" if the domain names the bridge itself. vlans: empty if it names none, so that the
+    bridge's own default holds. qdiscs: the kinds that hold it to its bandwidth.
+    """
 
     domain: str
     device: IfName
@@ -162,6 +172,17 @@ class Tap:
     mac: str = ""
     port: str = ""
     """UUID of libvirt's own record of it, which goes when its network stops."""
+    bridge: IfName | None = None
+    mtu: int | None = None
+    vlans: frozenset[Vlan] = frozenset()
+    mac_table: bool = False
+    """See Definition.mac_table: then the tap's port neither learns nor floods."""
+    paused: bool = False
+    """Its MAC may be somewhere else: libvirt tells the bridge of it when the guest goes on."""
+    link_down: bool = False
+    qdiscs: frozenset[str] = frozenset()
+    floor: bool = False
+    """It has a guaranteed bandwidth, which is a class on its network's bridge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +232,8 @@ class Libvirt:
     """Of the domains that are asked for."""
     read_only: bool = False
     """It lets vnetd look, but change nothing."""
+    refused: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Domains that failed to start → the networks of theirs that were not active then."""
     lost_chains: bool = False
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
     chains_failed: bool = False

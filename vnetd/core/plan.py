@@ -56,12 +56,12 @@ def _plan(
     yield from coexist.plan(drift)
     yield from hostbridges.plan(drift, policy, observed)
     yield from networks.plan(drift, policy, observed)
-    restarted = networks.restarted(drift)
+    restarted = networks.restarted(drift, observed)
     left = [
         item for item in drift if not (isinstance(item, NetworkDrift) and item.network in restarted)
     ]
     yield from dnsmasq.plan(left, libvirt)
-    yield from bridges.plan(left)
+    yield from bridges.plan(left, policy, libvirt)
     yield from routes.plan(left)
     yield from announce.plan(left)
     yield from taps.plan(left, observed.links or {})

@@ -215,13 +215,14 @@ def _ports(
         return {}
     flaws: dict[str, list[str]] = {}
     for item in found.drift:
-        if isinstance(item, taps.Unplugged | taps.Unrecorded):
+        if isinstance(item, taps.Unplugged | taps.TapDiffers | taps.Unlimited | taps.Unrecorded):
             flaws.setdefault(item.tap, []).append(str(item))
     networks, links = observed.libvirt.networks, observed.links or {}
     ports: dict[str, PortStatus] = {}
     for tap in sorted(observed.libvirt.taps, key=lambda tap: tap.device):
         network, link = networks.get(tap.network), links.get(tap.device)
-        bridge = network.live.bridge if network and network.live else None
+        own = None if tap.network else tap.bridge
+        bridge = network.live.bridge if network and network.live else own
         drift = tuple(flaws.get(tap.device, ()))
         ports[tap.device] = PortStatus(
             device=tap.device,

@@ -134,8 +134,9 @@ def question(observed: Observed, subject: str, destination: str) -> Question:
     guest = None
     network = libvirt.networks.get(subject)
     if network is None:
-        taps = [tap for tap in libvirt.taps if tap.domain == subject]
-        if not taps or taps[0].network not in libvirt.networks:
+        known = libvirt.networks
+        taps = [t for t in libvirt.taps if t.domain == subject and t.network in known]
+        if not taps:
             wrong = f"{subject} is neither a network nor a running guest on one"
             raise NoSuchNetwork(f"{wrong}; see: vnetctl status, virsh list")
         guest, network = subject, libvirt.networks[taps[0].network]

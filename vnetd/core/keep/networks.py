@@ -19,6 +19,7 @@ from vnetd.core.model import (
     Network,
     Observed,
     Source,
+    World,
     network_object,
 )
 from vnetd.core.policy import NetworkPolicy, Policy
@@ -209,17 +210,20 @@ def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]
     return unequal(pairs)
 
 
-def restarted(drift: Iterable[Drift]) -> frozenset[str]:
+def restarted(drift: Iterable[Drift], observed: Observed) -> frozenset[str]:
     """The networks that the plan stops and starts: with it comes all else that libvirt makes."""
     return frozenset(
-        item.network for item in drift if isinstance(item, LiveDiffers | BridgeMissing)
+        item.network
+        for item in drift
+        if isinstance(item, LiveDiffers)
+        or (isinstance(item, BridgeMissing) and _bridge_is_libvirts_only(item.network, observed))
     )
 
 
 def plan(drift: Sequence[Drift], policy: Policy, observed: Observed) -> list[Action]:
     """Removing first frees names and subnets; a definition must be right before it is started."""
     actions: list[Action] = []
-    for name in sorted(restarted(drift)):
+    for name in sorted(restarted(drift, observed)):
         reasons = [
             str(item)
             for item in drift
@@ -272,13 +276,23 @@ _ORDER: tuple[type[Action], ...] = (
 )
 
 
+def _bridge_is_libvirts_only(name: str, observed: Observed) -> bool:
+    """Something of it cannot be made but by libvirt: bandwidth, or rules bound to its index."""
+    network = observed.libvirt.networks.get(name) if observed.libvirt else None
+    if network is None or network.live is None or observed.firewall is None:
+        return True
+    return network.live.bandwidth or observed.firewall.world is World.NFTABLES
+
+
 def _stopped(
     want: NetworkPolicy, have: Network, links: Mapping[IfName, Link]
 ) -> Stopped | Conflict | Wait:
     if not want.mode.has_own_bridge and want.bridge and want.bridge not in links:
         return _waits(want)
     bridge = want.bridge or (have.config.bridge if have.config else None)
-    if want.mode.has_own_bridge and bridge in links:
+    link = links.get(bridge) if bridge and want.mode.has_own_bridge else None
+    own_mac = have.config.mac if have.config else None
+    if link is not None and link.mac != own_mac:  # else libvirt is just starting the network
         # libvirt would fail to start the network, and delete the other bridge while failing.
         wrong = f"cannot start: a link named {bridge} exists that is not libvirt's"
         return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
