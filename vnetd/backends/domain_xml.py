@@ -5,7 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from vnetd.backends import xmltext
-from vnetd.core.model import IfName, Nic, Tap, Vlan
+from vnetd.core.link import Vlan
+from vnetd.core.model import IfName, Nic, Tap
 
 # util/virnetdevbandwidth.c: what comes in to the guest goes out of its tap
 _QDISCS = {"bandwidth/inbound": "htb", "bandwidth/outbound": "ingress"}

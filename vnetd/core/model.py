@@ -12,8 +12,8 @@ from vnetd.core.basics import Cause as Cause
 from vnetd.core.basics import Family as Family
 from vnetd.core.basics import IfName as IfName
 from vnetd.core.link import Link as Link
-from vnetd.core.link import Vlan as Vlan
 from vnetd.core.packets.firewall import Firewall
+from vnetd.core.tap import Tap as Tap
 
 HostAddress = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -155,34 +155,6 @@ class Network:
         definition = self.live or self.config
         assert definition is not None, f"network {self.name} is neither defined nor active"
         return definition
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """A running domain's interface on a bridge, as the domain's live XML says.
-
-    network: "" if the domain names the bridge itself. vlans: empty if it names none, so that the
-    bridge's own default holds. qdiscs: the kinds that hold it to its bandwidth.
-    """
-
-    domain: str
-    device: IfName
-    network: str
-    isolated: bool = False
-    mac: str = ""
-    port: str = ""
-    """UUID of libvirt's own record of it, which goes when its network stops."""
-    bridge: IfName | None = None
-    mtu: int | None = None
-    vlans: frozenset[Vlan] = frozenset()
-    mac_table: bool = False
-    """See Definition.mac_table: then the tap's port neither learns nor floods."""
-    paused: bool = False
-    """Its MAC may be somewhere else: libvirt tells the bridge of it when the guest goes on."""
-    link_down: bool = False
-    qdiscs: frozenset[str] = frozenset()
-    floor: bool = False
-    """It has a guaranteed bandwidth, which is a class on its network's bridge."""
 
 
 @dataclass(frozen=True, slots=True)
