@@ -199,11 +199,11 @@ class Reconciler:
             if not actions or actions == tried or self._stopping.is_set():
                 break
             if not all(action.quick for action in actions):
+                self._announce(incidents)
                 self._publish(found, healing=True)
             self._observed = replace(self._observed, insist=False)
             failed.update(await self._apply(actions, incidents, done, progress))
             done += len(actions)
-            self._announce(incidents)
             await self._observe(self._touched(actions))
             tried = actions
             found, planned = self._think()

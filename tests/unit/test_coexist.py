@@ -119,7 +119,7 @@ def test_five_hundred_networks_are_judged_by_their_own_rules_only() -> None:
         for number in range(500)
     )
     text = {c: r for c, r in iptables.compose(networks).items() if c.table == "filter"}
-    firewall = foreign.with_libvirts(recorded("docker-20.10.24", Tool.LEGACY), text)
+    firewall = foreign.with_libvirts(recorded("docker-20.10.24", Tool.IPTABLES), text)
     small = Index(firewall).about(foreign.interfaces(networks[0], firewall))
     assert sum(len(chain.rules) for chain in firewall.chains.values()) > 6000
     assert sum(len(chain.rules) for chain in small.chains.values()) < 100

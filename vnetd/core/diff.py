@@ -22,7 +22,8 @@ from vnetd.core.keep import (
     sysctls,
     taps,
 )
-from vnetd.core.model import Chain, Observed, Ruleset
+from vnetd.core.memo import of_the_same
+from vnetd.core.model import Chain, Definition, Libvirt, Observed, Ruleset
 from vnetd.core.policy import Policy
 from vnetd.core.rules.guard import Table
 
@@ -56,28 +57,10 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         found += hostbridges.diff(policy, observed.links, observed.uplinks, insist=insist)
     if libvirt is None:
         return _sorted(found)
-    refused = subnets.refused(policy, observed)
-    found += (
-        item
-        for item in networks.diff(policy, libvirt, observed.links or {}, refused)
-        if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
-    )
-    kept = [
-        network.live
-        for name, network in sorted(libvirt.networks.items())
-        if network.live is not None and policy.keeps(name)
-    ]
-    staying = [live for live in kept if live.name not in observed.leaving]
-    found += guests.diff(policy, libvirt)
-    if observed.links is not None:
-        found += bridges.diff(policy, libvirt, staying, observed.links)
-        found += taps.diff(policy, libvirt, staying, observed.links)
-    if observed.routes is not None:
-        found += subnets.diff(policy, staying, observed)
-        found += routes.diff(policy, staying, observed)
-        found += announce.diff(policy, staying, observed)
-    if observed.sysctls is not None:
-        found += sysctls.diff(policy, staying, observed)
+    kept = _kept(policy, libvirt)
+    staying = tuple(live for live in kept if live.name not in observed.leaving)
+    apart = replace(observed, firewall=None, guard=None, filters=None)
+    found += _apart_from_rules(policy, libvirt, staying, apart)
     found += dnsmasq.diff(libvirt, staying, observed)
     chains = libvirts = None
     if observed.firewall is not None:
@@ -105,3 +88,36 @@ def _sorted(found: list[Drift | Conflict | Wait]) -> Diff:
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
         waits=tuple(item for item in found if isinstance(item, Wait)),
     )
+
+
+@of_the_same
+def _kept(policy: Policy, libvirt: Libvirt) -> tuple[Definition, ...]:
+    return tuple(
+        network.live
+        for name, network in sorted(libvirt.networks.items())
+        if network.live is not None and policy.keeps(name)
+    )
+
+
+@of_the_same
+def _apart_from_rules(
+    policy: Policy, libvirt: Libvirt, staying: tuple[Definition, ...], observed: Observed
+) -> list[Drift | Conflict | Wait]:
+    """What no change of a firewall changes, which most passes are about."""
+    refused = subnets.refused(policy, observed)
+    found: list[Drift | Conflict | Wait] = [
+        item
+        for item in networks.diff(policy, libvirt, observed.links or {}, refused)
+        if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
+    ]
+    found += guests.diff(policy, libvirt)
+    if observed.links is not None:
+        found += bridges.diff(policy, libvirt, staying, observed.links)
+        found += taps.diff(policy, libvirt, staying, observed.links)
+    if observed.routes is not None:
+        found += subnets.diff(policy, staying, observed)
+        found += routes.diff(policy, staying, observed)
+        found += announce.diff(policy, staying, observed)
+    if observed.sysctls is not None:
+        found += sysctls.diff(policy, staying, observed)
+    return found

@@ -4,14 +4,14 @@ they can only be named, or met at their tool's own extension point.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vnetd.core.model import Cause, Chain, Definition, Family, Mode
 from vnetd.core.packets import flows, iptables_text
 from vnetd.core.packets.evaluate import Decision
 from vnetd.core.packets.firewall import FilterChain, Firewall, Place, Tool
-from vnetd.core.rules import repair
+from vnetd.core.rules import iptables, repair
 from vnetd.core.wording import few
 
 
@@ -93,8 +93,8 @@ def with_libvirts(firewall: Firewall, expected: Mapping[Chain, Sequence[str]]) -
     missing is no one else's fault.
     """
     chains, changed = dict(firewall.chains), False
-    for chain, texts in expected.items():
-        place = Place(Tool.IPTABLES, chain.family.value, chain.table, chain.name)
+    for chain in _beside_drops(firewall):
+        place, texts = _place(chain), expected.get(chain, ())
         have = chains.get(place)
         texts_now = [rule.text for rule in have.rules] if have else []
         if not repair.flaws(texts_now, texts):
@@ -106,6 +106,18 @@ def with_libvirts(firewall: Firewall, expected: Mapping[Chain, Sequence[str]]) -
         chains[place] = replace(have, rules=(*own, *others))
         changed = True
     return replace(firewall, chains=chains) if changed else firewall
+
+
+def _beside_drops(firewall: Firewall) -> Iterator[Chain]:
+    """libvirt's chains and jumps, as far as something there may drop a packet before them."""
+    for chain in iptables.BUILTIN_CHAINS:
+        if _place(chain) in firewall.chains:
+            yield chain
+            yield from iptables.targets(chain).values()
+
+
+def _place(chain: Chain) -> Place:
+    return Place(Tool.IPTABLES, chain.family.value, chain.table, chain.name)
 
 
 def _named(flow: flows.Flow) -> str:

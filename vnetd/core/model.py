@@ -140,6 +140,10 @@ class Definition:
     routes: tuple[StaticRoute, ...] = ()
     made_by_vnetd: bool = False
 
+    def __hash__(self) -> int:
+        """Cheap, for what is remembered of each of hundreds."""
+        return hash((self.name, self.uuid, self.bridge))
+
 
 @dataclass(frozen=True, slots=True)
 class Network:

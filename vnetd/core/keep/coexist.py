@@ -272,7 +272,11 @@ def _differences(
     for key in sorted({*wanted, *have}):
         network, place = key
         mine = have.get(key, [])
-        want = {_meaning(rule): text for text in wanted.get(key, ()) for rule in _parsed(text)}
+        want = {
+            _meaning(rule): text
+            for text in wanted.get(key, ())
+            for rule in iptables_text.rules(text)
+        }
         missing = dict(want)
         unexpected = []
         for rule in mine:
@@ -283,10 +287,6 @@ def _differences(
             at = position(firewall, place) - len(unexpected)
             why = few(whys.get(key, ()), most=2, between="; ")
             yield AcceptsDiffer(network, place, why, tuple(missing.values()), tuple(unexpected), at)
-
-
-def _parsed(text: str) -> list[Rule]:
-    return list(iptables_text.rules(text))
 
 
 def _meaning(rule: Rule) -> object:

@@ -140,12 +140,23 @@ def expected(
     networks = [live for live in _here(kept, ruleset) if iptables.network_rules(live)]
     if not networks and not lost_chains:
         return {}
-    as_seen = iptables.compose(iptables.order(networks, ruleset))
-    if remembered is None or not any(
-        repair.flaws(ruleset.chains.get(chain, ()), rules) for chain, rules in as_seen.items()
-    ):
-        return as_seen
-    return iptables.compose(iptables.order(networks, remembered))
+    before = None
+    if remembered is not None:
+        before = _composed(networks, remembered)
+        if not _is_flawed(ruleset, before):
+            return before
+    as_seen = _composed(networks, ruleset)
+    return as_seen if before is None or not _is_flawed(ruleset, as_seen) else before
+
+
+def _composed(networks: Sequence[Definition], ruleset: Ruleset) -> dict[Chain, tuple[str, ...]]:
+    return iptables.compose(iptables.order(networks, ruleset))
+
+
+def _is_flawed(ruleset: Ruleset, chains: Mapping[Chain, tuple[str, ...]]) -> bool:
+    return any(
+        repair.flaws(ruleset.chains.get(chain, ()), rules) for chain, rules in chains.items()
+    )
 
 
 def diff(
@@ -192,18 +203,19 @@ def _iptables(
     }
     if not found:
         return
+    parts = {chain: flaws.by_rule() for chain, flaws in found.items()}
     rules = {live.name: own for live in kept if (own := iptables.network_rules(live))}
     used = {chain for own in rules.values() for chain in own}
     for name, own in rules.items():
-        for chain, flaws in found.items():
+        for chain, wrong in parts.items():
             if chain in iptables.BUILTIN_CHAINS:
                 # libvirt makes its jumps with the first network; one that leads to an empty chain
                 # is everybody's.
                 targets = iptables.targets(chain)
-                needs = {jump for jump, to in targets.items() if to in own or to not in used}
+                needs = [jump for jump, to in targets.items() if to in own or to not in used]
             else:
-                needs = set(own.get(chain, ()))
-            if hit := flaws.only(needs):
+                needs = list(own.get(chain, ()))
+            if hit := repair.flaws_of(needs, wrong):
                 yield RulesDiffer(name, chain, hit)
 
 
@@ -237,10 +249,12 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
     """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
     until libvirtd is restarted, neither place is the right one.
     """
-    if not ruleset.world.is_iptables or iptables.stands_in(live, ruleset.chains):
-        return False
     others = [chains for world, chains in ruleset.elsewhere.items() if world.is_iptables]
-    return any(iptables.stands_in(live, chains) for chains in others)
+    if not ruleset.world.is_iptables or not others:
+        return False
+    return not iptables.stands_in(live, ruleset.chains) and any(
+        iptables.stands_in(live, chains) for chains in others
+    )
 
 
 def _restore(

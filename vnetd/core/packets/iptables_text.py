@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from vnetd.core.packets.firewall import (
@@ -38,7 +39,8 @@ _PASSING = {
 _PROTOCOLS = {"icmpv6": "ipv6-icmp", "ipv6-icmp": "ipv6-icmp", "58": "ipv6-icmp"}
 
 
-def rules(text: str) -> Iterator[Rule]:
+@lru_cache(maxsize=1 << 14)  # one that changes among thousands costs no more than itself
+def rules(text: str) -> tuple[Rule, ...]:
     """One; or two where a program decides, which may drop."""
     matches: list[Match | Unknown] = []
     comment, queue = "", False
@@ -61,14 +63,15 @@ def rules(text: str) -> Iterator[Rule]:
         elif option != "-m":
             matches.append(_match(option, values, negated=negated))
     if queue:
-        yield Rule(text, Verdict.DROP, (*matches, Unknown("queue")), comment)
-        verdict = Verdict.ACCEPT
-    yield Rule(text, verdict, tuple(matches), comment)
+        dropped = Rule(text, Verdict.DROP, (*matches, Unknown("queue")), comment)
+        return dropped, Rule(text, Verdict.ACCEPT, tuple(matches), comment)
+    return (Rule(text, verdict, tuple(matches), comment),)
 
 
 def options(text: str) -> Iterator[tuple[bool, str, list[str]]]:
     """(negated, option, its values)."""
-    words = shlex.split(text)
+    quoted = any(mark in text for mark in "\"'\\")
+    words = shlex.split(text) if quoted else text.split()
     negated, at = False, 0
     while at < len(words):
         if words[at] == "!":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -38,12 +38,19 @@ class Flaws:
     def rules(self) -> frozenset[str]:
         return frozenset((*self.missing, *self.duplicate, *self.misplaced))
 
-    def only(self, rules: Collection[str]) -> Flaws:
-        return Flaws(
-            missing=tuple(rule for rule in self.missing if rule in rules),
-            duplicate=tuple(rule for rule in self.duplicate if rule in rules),
-            misplaced=tuple(rule for rule in self.misplaced if rule in rules),
-        )
+    def by_rule(self) -> dict[str, str]:
+        """Rule → the name of what is wrong with it."""
+        kinds = ("missing", "duplicate", "misplaced")
+        return {rule: kind for kind in kinds for rule in getattr(self, kind)}
+
+
+def flaws_of(rules: Iterable[str], wrong: Mapping[str, str]) -> Flaws:
+    """As far as these rules are concerned. wrong: a chain's flaws by rule."""
+    found: dict[str, list[str]] = {}
+    for rule in rules:
+        if (kind := wrong.get(rule)) is not None:
+            found.setdefault(kind, []).append(rule)
+    return Flaws(**{kind: tuple(dict.fromkeys(of_kind)) for kind, of_kind in found.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Edit:
 
 
 def flaws(observed: Sequence[str], expected: Sequence[str]) -> Flaws:
-    if list(observed) == list(expected):  # most chains, most of the time
+    if tuple(observed) == tuple(expected):  # most chains, most of the time
         return Flaws()
     rank = {rule: place for place, rule in enumerate(expected)}
     ours = [rule for rule in observed if rule in rank]
