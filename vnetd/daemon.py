@@ -25,8 +25,10 @@ from vnetd.backends.firewall import Firewall
 from vnetd.backends.guard import Guard
 from vnetd.backends.history import History
 from vnetd.backends.hostbridges import HostBridges
+from vnetd.backends.iptables import Iptables
 from vnetd.backends.libvirtd import Libvirtd
 from vnetd.backends.links import Links
+from vnetd.backends.nf_tables import NfTables
 from vnetd.backends.routes import Routes
 from vnetd.backends.sysctls import Sysctls
 from vnetd.core import metrics as metrics_core
@@ -80,13 +82,15 @@ class _Daemon:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._libvirtd = Libvirtd(options.connect)
+        self._kernel = NfTables()
+        tools = Iptables(self._kernel)
         self._backends = (
             self._libvirtd,
             Links(),
             Routes(),
             HostBridges(options.runtime),
-            Firewall(self._ask_for_rules),
-            Filters(),
+            Firewall(self._kernel, tools, self._ask_for_rules),
+            Filters(self._kernel, tools),
             self._guard(),
             Sysctls(options.state),
             Dnsmasq(),
@@ -119,6 +123,7 @@ class _Daemon:
                         (b.source.value, b.watch(self._reconciler.trigger.poke))
                         for b in self._backends
                     ),
+                    ("nf_tables", self._kernel.watch()),
                     ("policy", self._watch_policy()),
                     ("bus", self._service.serve()),
                     ("ready", self._say_ready()),
@@ -281,8 +286,8 @@ class _Daemon:
             if name == _GUARD_FD:
                 kept = socket.socket(fileno=fd)
                 kept.setblocking(False)
-                return Guard(kept)
-        guard = Guard()
+                return Guard(self._kernel.subscribe, kept)
+        guard = Guard(self._kernel.subscribe)
         systemd.notify(f"FDSTORE=1\nFDNAME={_GUARD_FD}\nFDPOLL=0", False, 0, [guard.fileno()])
         return guard
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.backends import iptables_rules, nft_json
+from vnetd.backends import iptables_rules, iptables_save, nft_json
 from vnetd.core import foreign
 from vnetd.core.model import Chain, Definition, DhcpRange, Family, IfName, Mode
 from vnetd.core.packets import flows
@@ -49,8 +49,14 @@ PACKET = Packet(
 )
 
 
+def saved(text: str, family: Family, tool: Tool) -> dict[Place, FilterChain]:
+    tables = iptables_save.tables(text).items()
+    parts = [iptables_rules.parse(name, table, family, tool) for name, table in tables]
+    return {place: chain for part in parts for place, chain in part.items()}
+
+
 def from_iptables(text: str, family: Family = Family.IPV4, tool: Tool = Tool.IPTABLES) -> Firewall:
-    return Firewall(iptables_rules.parse(text, family, tool), uplinks=UPLINKS)
+    return Firewall(saved(text, family, tool), uplinks=UPLINKS)
 
 
 def forward(rules: str, policy: str = "ACCEPT") -> str:
@@ -182,8 +188,9 @@ def test_nft_rules_are_judged_as_the_kernel_does(
 
 
 def test_an_accept_does_not_override_a_drop_in_another_table() -> None:
-    accepting = from_iptables("*filter\n:FORWARD ACCEPT\n-A FORWARD -j ACCEPT\nCOMMIT\n").chains
-    dropping = iptables_rules.parse("*filter\n:FORWARD DROP\nCOMMIT\n", Family.IPV4, Tool.LEGACY)
+    text = "*filter\n:INPUT DROP\n:FORWARD ACCEPT\n-A FORWARD -j ACCEPT\nCOMMIT\n"
+    accepting = from_iptables(text).chains
+    dropping = saved("*filter\n:FORWARD DROP\nCOMMIT\n", Family.IPV4, Tool.LEGACY)
     found = list(decide(Firewall({**accepting, **dropping}), Layer.IP, Hook.FORWARD, PACKET))
     assert [str(decision.verdict) for decision in found] == ["accept", "drop"]
 
@@ -212,7 +219,7 @@ def recorded(name: str, tool: Tool, *, with_libvirt: bool = True) -> Firewall:
     chains: dict[Place, FilterChain] = {}
     for family, suffix in ((Family.IPV4, "v4"), (Family.IPV6, "v6")):
         text = (FOREIGN / f"{name}.{suffix}").read_text()
-        chains |= iptables_rules.parse(text, family, tool)
+        chains |= saved(text, family, tool)
     firewall = Firewall(chains, uplinks=UPLINKS, bridged=frozenset(Family))
     return foreign.with_libvirts(firewall, libvirts()) if with_libvirt else firewall
 

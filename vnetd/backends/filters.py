@@ -7,15 +7,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from vnetd.backends import iptables, iptables_rules, legacy, netlink, nft_json, process
+from vnetd.backends import iptables_rules, iptables_save, legacy, netlink, nft_json, process
 from vnetd.backends.base import Poke
+from vnetd.backends.iptables import Iptables
+from vnetd.backends.netlink import Generation
+from vnetd.backends.nf_tables import FAMILIES, NfTables
 from vnetd.core.actions import Action
 from vnetd.core.keep.coexist import SetAccepts, SetZone
-from vnetd.core.model import Cause, Family, IfName, Observed, Source
+from vnetd.core.model import Cause, Family, IfName, Observed, Source, World
 from vnetd.core.packets.evaluate import only_blocking
 from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
 from vnetd.core.rules.guard import TABLE
@@ -27,40 +30,52 @@ _SETTLE_SECONDS = 0.1
 _REST = 9
 
 _IPTABLES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
-_IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
 _BRIDGED = {
     Family.IPV4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
     Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
 }
 _FIREWALLD = "org.fedoraproject.FirewallD1"
-# linux/netfilter.h: NFPROTO_*
-_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _Key = tuple[Place, str]
+_Table = tuple[Tool, str, str]
+"""Whose, its family and its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One table's chains, and what of iptables-save they were made of."""
+
+    chains: dict[Place, FilterChain]
+    table: iptables_save.Table | None = None
 
 
 class Filters:
     source = Source.FILTERS
     actions: tuple[type[Action], ...] = (SetAccepts, SetZone)
 
-    def __init__(self) -> None:
-        self._events = netlink.open_nftables_events()
+    def __init__(self, kernel: NfTables, tools: Iptables) -> None:
+        self._kernel = kernel
+        self._iptables = tools
         self._routes = netlink.open_route_events()
-        self._generations = netlink.Generations()
+        self._parts: dict[_Table, _Part] = {}
+        self._dirty: set[tuple[str, str]] = set()
+        """Tables that the kernel has told a change of since the last look."""
+        self._seen = Firewall()
         self._writers: dict[tuple[str, str], Cause] = {}
         self._known: frozenset[_Key] | None = None
         self._origins: dict[_Key, Cause] = {}
         self._zoned: dict[str, tuple[str, str]] = {}
         self._changed = asyncio.Event()
         self._rest_until = 0.0
+        kernel.subscribe(self._on_generation)
 
     async def observe(self, observed: Observed) -> Observed:
         began = time.monotonic()
-        netlink.drain(self._events, self._on_data)
+        self._kernel.drain()
         writers, self._writers = self._writers, {}
         try:
-            chains = only_blocking(await _read())
+            chains = only_blocking(await self._read())
             # What came while the tables were read may be in what was read.
-            netlink.drain(self._events, self._on_data)
+            self._kernel.drain()
             writers |= self._writers
             firewall = Firewall(
                 chains=chains,
@@ -73,7 +88,9 @@ class Filters:
         finally:
             now = time.monotonic()
             self._rest_until = now + _REST * (now - began)
-        return replace(observed, filters=firewall)
+        if not _same(firewall, self._seen):
+            self._seen = firewall  # else what has been made of it stays good
+        return replace(observed, filters=self._seen)
 
     async def apply(self, action: Action) -> None:
         match action:
@@ -98,7 +115,6 @@ class Filters:
 
     async def watch(self, poke: Poke) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(netlink.listen(self._events, self._on_data))
             tasks.create_task(netlink.listen(self._routes, self._on_route))
             while True:
                 await self._changed.wait()
@@ -107,18 +123,54 @@ class Filters:
                 cause = next(reversed(self._writers.values()), None)
                 poke(self.source, reason="the host's firewall changed", cause=cause)
 
-    def _on_data(self, data: bytes | None) -> None:
+    async def _read(self) -> dict[Place, FilterChain]:
+        """What has changed, as far as the kernel told; if it did not, this is a look at all."""
+        dirty, self._dirty = self._dirty, set()
+        old = self._parts if dirty else {}
+        try:
+            # What iptables wrote nft cannot show in full.
+            parts = await self._saved(old)
+            names = self._kernel.tables() - {(family, name) for _, family, name in parts}
+            names.discard(("inet", TABLE))
+            kept = {n: old[Tool.NFT, *n] for n in names - dirty if (Tool.NFT, *n) in old}
+            parts |= {(Tool.NFT, *name): part for name, part in kept.items()}
+            parts |= await _nftables(names - kept.keys())
+        except BaseException as error:
+            self._dirty |= dirty
+            if isinstance(error, OSError):
+                raise BackendError(f"nf_tables: {error.strerror}") from error
+            raise
+        self._parts = parts
+        return {place: chain for part in parts.values() for place, chain in part.chains.items()}
+
+    async def _saved(self, old: Mapping[_Table, _Part]) -> dict[_Table, _Part]:
+        parts: dict[_Table, _Part] = {}
+        for family in Family:
+            looks = [(World.IPTABLES_NFT, Tool.IPTABLES)]
+            if legacy.tables(family) and legacy.may_read():
+                looks.append((World.IPTABLES_LEGACY, Tool.LEGACY))
+            for world, tool in looks:
+                for name, table in (await self._iptables.read(world, family)).items():
+                    key = (tool, family.value, name)
+                    part = old.get(key)
+                    if part is None or part.table != table:
+                        part = _Part(iptables_rules.parse(name, table, family, tool), table)
+                    parts[key] = part
+        return parts
+
+    def _on_generation(self, generation: Generation | None) -> None:
         self._changed.set()
-        if data is None:
+        if generation is None:
+            self._parts = {}
             return
-        for generation in self._generations.feed(data):
-            name, pid = generation.process, generation.pid
-            for number, table in generation.tables:
-                key = _FAMILIES.get(number, ""), table
-                last = self._writers.pop(key, None)
-                if last is None or (last.process, last.pid) != (name, pid):
-                    last = Cause(name, pid, process.ancestors(pid, name) or ())
-                self._writers[key] = last
+        name, pid = generation.process, generation.pid
+        for number, table in generation.tables:
+            key = FAMILIES.get(number, ""), table
+            self._dirty.add(key)
+            last = self._writers.pop(key, None)
+            if last is None or (last.process, last.pid) != (name, pid):
+                last = Cause(name, pid, process.ancestors(pid, name) or ())
+            self._writers[key] = last
 
     def _on_route(self, data: bytes | None) -> None:
         if data is None or netlink.has_default_route(data):
@@ -139,6 +191,10 @@ class Filters:
         return dict(self._origins)
 
 
+def _same(one: Firewall, two: Firewall) -> bool:
+    return all(getattr(one, item.name) == getattr(two, item.name) for item in fields(Firewall))
+
+
 def _drops(chains: Mapping[Place, FilterChain]) -> list[_Key]:
     """A policy goes by no text."""
     found = [(c.place, "") for c in chains.values() if c.base and c.base.policy.blocks]
@@ -149,18 +205,22 @@ def _blocks(rule: Rule) -> bool:
     return isinstance(rule.verdict, Verdict) and rule.verdict.blocks
 
 
-async def _nftables() -> dict[Place, FilterChain]:
+async def _nftables(tables: Iterable[tuple[str, str]]) -> dict[_Table, _Part]:
     """Table by table: nft 1.0.6 does not know all flags of vnetd's own, and prints broken JSON."""
-    tables = (await process.run(["nft", "list", "tables"])).splitlines()
-    names = [line.split(" ")[1:] for line in tables]
-    texts = await asyncio.gather(*(_table(*name) for name in names if name != ["inet", TABLE]))
-    chains: dict[Place, FilterChain] = {}
+    names = list(tables)
+    texts = await asyncio.gather(*(_table(*name) for name in names))
     try:
-        for text in texts:
-            chains |= nft_json.parse(text)
+        found = [nft_json.parse(text) for text in texts]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"nft -j list table: not understood: {error}") from error
-    return chains
+    untold = [c for chains in found for c in chains.values() if c.base and UNTOLD in c.base.devices]
+    devices = nft_json.devices(await process.run(["nft", "list", "chains"])) if untold else {}
+    for chains in found:
+        for place in chains.keys() & devices.keys():
+            if (base := chains[place].base) is not None:
+                base = replace(base, devices=devices[place])
+                chains[place] = replace(chains[place], base=base)
+    return {(Tool.NFT, *name): _Part(chains) for name, chains in zip(names, found, strict=True)}
 
 
 async def _table(family: str, name: str) -> str:
@@ -168,31 +228,6 @@ async def _table(family: str, name: str) -> str:
         return await process.run(["nft", "-j", "list", "table", family, name])
     except BackendError:
         return ""  # it has gone since
-
-
-async def _read() -> dict[Place, FilterChain]:
-    """What iptables wrote nft cannot show in full: such tables come from iptables-save."""
-    chains = await _nftables()
-    if any(chain.base and UNTOLD in chain.base.devices for chain in chains.values()):
-        for place, names in nft_json.devices(await process.run(["nft", "list", "chains"])).items():
-            chain = chains.get(place)
-            if chain is not None and chain.base is not None:
-                chains[place] = replace(chain, base=replace(chain.base, devices=names))
-    for family, prefix in _IPTABLES.items():
-        own = {p.table for p in chains if p.family == family.value} & _IPTABLES_TABLES
-        if own:
-            text = await process.run([f"{prefix}-nft-save"])
-            shown = iptables_rules.tables(text)
-            chains = {p: c for p, c in chains.items() if not _in(p, family, shown)}
-            chains |= iptables_rules.parse(text, family, Tool.IPTABLES)
-        if legacy.tables(family) and legacy.may_read():
-            text = await iptables.save_legacy(family)
-            chains |= iptables_rules.parse(text, family, Tool.LEGACY)
-    return chains
-
-
-def _in(place: Place, family: Family, tables: frozenset[str]) -> bool:
-    return place.family == family.value and place.table in tables
 
 
 def _has_firewalld(chains: Mapping[Place, FilterChain]) -> bool:

@@ -11,14 +11,16 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 
-from vnetd.backends import iptables, legacy, netlink, nftables, process
+from vnetd.backends import iptables, legacy, nftables, process
 from vnetd.backends.base import Poke
+from vnetd.backends.netlink import Generation
+from vnetd.backends.nf_tables import NfTables
 from vnetd.core.actions import Action
 from vnetd.core.keep.rules import EditNftables, ReinstallRules, RestoreRules
-from vnetd.core.model import Cause, Chains, Family, Libvirt, Observed, Ruleset, Source, World
+from vnetd.core.model import Cause, Chains, Libvirt, Observed, Ruleset, Source, World
 from vnetd.errors import BackendError
 
-_FAMILIES = {int(socket.AF_INET): Family.IPV4, int(socket.AF_INET6): Family.IPV6}
+_FAMILIES = (int(socket.AF_INET), int(socket.AF_INET6))
 _LIBVIRT_TABLES = frozenset((family, "libvirt_network") for family in _FAMILIES)
 _WATCHED = _LIBVIRT_TABLES | {
     (family, table) for family in _FAMILIES for table in ("filter", "nat", "mangle")
@@ -37,17 +39,21 @@ class Firewall:
     source = Source.FIREWALL
     actions: tuple[type[Action], ...] = (RestoreRules, EditNftables, ReinstallRules)
 
-    def __init__(self, ask_for_rules: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        kernel: NfTables,
+        tools: iptables.Iptables,
+        ask_for_rules: Callable[[int], Awaitable[None]],
+    ) -> None:
         """ask_for_rules: makes the libvirt of this pid install all its rules again."""
+        self._kernel = kernel
+        self._iptables = tools
         self._ask_for_rules = ask_for_rules
         self._world = World.NONE
         self._told_by: object = None
         self._left: dict[World, Chains] = {}
-        self._chains: dict[Family, Chains] = {}
-        self._changed: set[Family] = set()
-        """Families that the kernel has told a change of since the last look."""
-        self._events = netlink.open_nftables_events()
-        self._generations = netlink.Generations()
+        self._changed = False
+        """The kernel has told so since the last look."""
         self._poke: Poke | None = None
         self._writing = False
         self._libvirt_wrote_at = float("-inf")
@@ -55,15 +61,20 @@ class Firewall:
         self._look_again: asyncio.TimerHandle | None = None
         self._in_legacy = asyncio.Event()
         self._legacy_print = b""
+        kernel.subscribe(self._on_generation)
 
     async def observe(self, observed: Observed) -> Observed:
+        self._kernel.drain()
         libvirt = observed.libvirt
         told_by = (libvirt.session if libvirt else 0, iptables.target())
         if told_by != self._told_by:
             self._told_by = told_by
             self._world, self._left = await _detect(libvirt)
-            self._changed.clear()
+            self._changed = False
         world = self._world
+        if not self._changed:
+            self._iptables.forget()  # nobody told of a change: this is a look at everything
+        self._changed = False
         ruleset = Ruleset(world)
         self._in_legacy.clear()
         if world is World.IPTABLES_LEGACY:
@@ -71,19 +82,15 @@ class Firewall:
             self._legacy_print = legacy.fingerprint()
             self._in_legacy.set()
         if world.is_iptables:
-            # Nobody told of a change: this is a look at everything.
-            families, self._changed = self._changed or set(Family), set()
-            self._chains |= await iptables.read(world, families)
-            chains = {**self._chains[Family.IPV4], **self._chains[Family.IPV6]}
-            ruleset = Ruleset(world, chains, self._left | await iptables.read_others(world))
+            chains = await self._iptables.chains(world)
+            ruleset = Ruleset(world, chains, self._left | await self._iptables.others(world))
         if world is World.NFTABLES:
-            netlink.drain(self._events, self._on_data)
             settled = time.monotonic() - self._libvirt_wrote_at > _QUIET_SECONDS
             if not settled and self._look_again is None:
                 loop = asyncio.get_running_loop()
                 self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
             ruleset = await nftables.read(settled=settled)
-            ruleset = replace(ruleset, elsewhere=await iptables.read_others(world))
+            ruleset = replace(ruleset, elsewhere=await self._iptables.others(world))
         return replace(observed, firewall=ruleset)
 
     async def apply(self, action: Action) -> None:
@@ -105,7 +112,7 @@ class Firewall:
             await work
         finally:
             # The kernel tells of a write before the writer ends: what is ours is here by now.
-            netlink.drain(self._events, self._on_data)
+            self._kernel.drain()
             self._writing = False
 
     async def _reinstall(self) -> None:
@@ -139,13 +146,7 @@ class Firewall:
 
     async def watch(self, poke: Poke) -> None:
         self._poke = poke
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(netlink.listen(self._events, self._on_data))
-            tasks.create_task(self._watch_legacy(poke))
-
-    async def _watch_legacy(self, poke: Poke) -> None:
-        """Nothing wakes up here in the other worlds."""
-        while True:
+        while True:  # nothing wakes up here but for iptables-legacy: the kernel tells of the others
             await self._in_legacy.wait()
             await asyncio.sleep(legacy.INTERVAL_SECONDS)
             if not self._in_legacy.is_set():
@@ -163,20 +164,17 @@ class Firewall:
         if self._poke is not None:
             self._poke(self.source, Source.LIBVIRT, reason="libvirt has written its rules")
 
-    def _on_data(self, data: bytes | None) -> None:
-        if self._poke is None:
+    def _on_generation(self, generation: Generation | None) -> None:
+        poke = self._poke
+        if poke is None:
             return
-        if data is None:
+        if generation is None:
             self._told_by = None
-            self._poke(*Source, reason="nf_tables events were lost")
+            poke(*Source, reason="nf_tables events were lost")
             return
-        for generation in self._generations.feed(data):
-            self._on_generation(generation, self._poke)
-
-    def _on_generation(self, generation: netlink.Generation, poke: Poke) -> None:
         if not generation.tables & _WATCHED:
             return
-        self._changed |= {_FAMILIES[fam] for fam, _ in generation.tables & _WATCHED}
+        self._changed = True
         if generation.tables & _LIBVIRT_TABLES and self._world is not World.NFTABLES:
             self._told_by = None
         name = generation.process
@@ -194,7 +192,7 @@ class Firewall:
             poke(self.source, reason=reason, cause=cause)
 
 
-def _heals_itself(generation: netlink.Generation, parents: tuple[str, ...] | None) -> bool:
+def _heals_itself(generation: Generation, parents: tuple[str, ...] | None) -> bool:
     """libvirt writes rule by rule, each by a process of its own.
 
     Where that has ended before it could be looked at, one that changed a single object may be

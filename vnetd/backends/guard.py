@@ -10,13 +10,15 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from vnetd.backends import guard_messages as codec
 from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
+from vnetd.backends.netlink import Generation
+from vnetd.backends.nf_tables import Tell
 from vnetd.core.actions import Action
 from vnetd.core.keep.guard import WriteGuard
 from vnetd.core.model import Cause, GuardTable, Held, Observed, Source
@@ -36,8 +38,13 @@ class Guard:
     source = Source.GUARD
     actions: tuple[type[Action], ...] = (WriteGuard,)
 
-    def __init__(self, kept: socket.socket | None = None) -> None:
-        """kept: the socket of an earlier vnetd, which still owns the table."""
+    def __init__(
+        self, subscribe: Callable[[Tell], None], kept: socket.socket | None = None
+    ) -> None:
+        """subscribe: to what the kernel tells of nf_tables. kept: the socket of an earlier vnetd,
+        which still owns the table.
+        """
+        self._subscribe = subscribe
         self._socket = kept or netlink.open_nftables()
         self._port: int = self._socket.getsockname()[0]
         self._possible = tuple(_FLAGS)
@@ -62,19 +69,16 @@ class Guard:
     async def watch(self, poke: Poke) -> None:
         """Only a table without an owner can be changed by others."""
         await self._open_to_all.wait()
-        generations = netlink.Generations()
 
-        def on_data(data: bytes | None) -> None:
-            if data is None:
+        def tell(generation: Generation | None) -> None:
+            if generation is None:
                 poke(self.source, reason="nf_tables events were lost")
-                return
-            for generation in generations.feed(data):
-                if (codec.INET, TABLE) in generation.tables and generation.pid != os.getpid():
-                    parents = process.ancestors(generation.pid, generation.process)
-                    cause = Cause(generation.process, generation.pid, parents or ())
-                    poke(self.source, reason="the guard was changed", cause=cause)
+            elif (codec.INET, TABLE) in generation.tables and generation.pid != os.getpid():
+                parents = process.ancestors(generation.pid, generation.process)
+                cause = Cause(generation.process, generation.pid, parents or ())
+                poke(self.source, reason="the guard was changed", cause=cause)
 
-        await netlink.listen(netlink.open_nftables_events(), on_data)
+        self._subscribe(tell)
 
     def _write(self, action: WriteGuard) -> None:
         for held in self._possible:
@@ -151,7 +155,6 @@ class Guard:
         )
 
     def _ask(self, question: bytes) -> list[bytes]:
-        """Of a dump, the body of each message."""
         self._drain()
         return netlink.dump(self._socket, question)
 

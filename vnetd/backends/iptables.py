@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-from collections.abc import Iterable
+from contextlib import suppress
 from typing import assert_never
 
 from vnetd.backends import iptables_save, legacy, process
+from vnetd.backends.iptables_nft import IptablesNft
+from vnetd.backends.iptables_save import Tables
+from vnetd.backends.nf_tables import NfTables
 from vnetd.core.keep.rules import RestoreRules
-from vnetd.core.model import Chains, Family, World
+from vnetd.core.model import Chain, Chains, Family, World
 from vnetd.errors import BackendError
 
 # The kernel keeps 15 bytes of a process's name.
@@ -20,9 +22,17 @@ WRITERS = tuple(f"{name}-restore"[:15] for name in ("iptables-nft", "ip6tables-n
 _NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 
 
-def target() -> tuple[str, ...]:
+def target() -> tuple[tuple[int, int], ...]:
     """What libvirt's tools lead to at the moment; cheap, and it differs when the variant does."""
-    return tuple(os.path.realpath(shutil.which(name) or name) for name in _NAMES.values())
+    return tuple(_file(name) for name in _NAMES.values())
+
+
+def _file(name: str) -> tuple[int, int]:
+    for directory in os.get_exec_path():
+        with suppress(OSError):
+            found = os.stat(os.path.join(directory, name))
+            return found.st_dev, found.st_ino
+    return 0, 0
 
 
 async def variant() -> World:
@@ -33,44 +43,49 @@ async def variant() -> World:
     return World.IPTABLES_NFT if "nf_tables" in version else World.IPTABLES_LEGACY
 
 
-async def read(world: World, families: Iterable[Family]) -> dict[Family, Chains]:
-    wanted = tuple(families)
-    save = save_legacy if world is World.IPTABLES_LEGACY else _save
-    texts = await asyncio.gather(*(save(family) for family in wanted))
-    return {
-        family: iptables_save.parse(text, family)
-        for family, text in zip(wanted, texts, strict=True)
-    }
+class Iptables:
+    """One reading for all who look at it."""
 
+    def __init__(self, kernel: NfTables) -> None:
+        self._nft = IptablesNft(kernel)
 
-async def _save(family: Family) -> str:
-    return await process.run([_tool(World.IPTABLES_NFT, family, "save")])
+    def forget(self) -> None:
+        """The next look reads all, whatever the kernel has told."""
+        self._nft.forget()
 
+    async def read(self, world: World, family: Family) -> Tables:
+        """Raises BackendError."""
+        if world is World.IPTABLES_NFT:
+            return await self._nft.read(family)
+        # Table by table: to list them all itself, the tool would have to be root's.
+        save = _tool(world, family, "save")
+        texts = (process.run([save, "-t", table]) for table in legacy.tables(family))
+        return iptables_save.tables("".join(await asyncio.gather(*texts)))
 
-async def save_legacy(family: Family) -> str:
-    """Table by table: to list them all itself, the tool would have to be root's."""
-    save = _tool(World.IPTABLES_LEGACY, family, "save")
-    texts = (process.run([save, "-t", table]) for table in legacy.tables(family))
-    return "".join(await asyncio.gather(*texts))
+    async def chains(self, world: World) -> Chains:
+        """Of both families. Raises BackendError."""
+        found = await asyncio.gather(*(self.read(world, family) for family in Family))
+        chains: dict[Chain, tuple[str, ...]] = {}
+        for family, tables in zip(Family, found, strict=True):
+            chains |= iptables_save.chains(tables, family)
+        return chains
 
-
-async def read_others(world: World) -> dict[World, Chains]:
-    """The variants that libvirt does not write to, as far as libvirt's rules are there."""
-    others: list[World] = []
-    if world is not World.IPTABLES_NFT:
-        others.append(World.IPTABLES_NFT)
-    if world is not World.IPTABLES_LEGACY and any(legacy.tables(family) for family in Family):
-        others.append(World.IPTABLES_LEGACY)
-    found: dict[World, Chains] = {}
-    for other in others:
-        try:
-            saved = await read(other, Family)
-        except BackendError:
-            continue  # the tools of that variant are not installed
-        chains = {**saved[Family.IPV4], **saved[Family.IPV6]}
-        if has_rules(chains):
-            found[other] = chains
-    return found
+    async def others(self, world: World) -> dict[World, Chains]:
+        """The variants that libvirt does not write to, as far as libvirt's rules are there."""
+        others: list[World] = []
+        if world is not World.IPTABLES_NFT:
+            others.append(World.IPTABLES_NFT)
+        if world is not World.IPTABLES_LEGACY and any(legacy.tables(family) for family in Family):
+            others.append(World.IPTABLES_LEGACY)
+        found: dict[World, Chains] = {}
+        for other in others:
+            try:
+                chains = await self.chains(other)
+            except BackendError:
+                continue  # the tools of that variant are not installed
+            if has_rules(chains):
+                found[other] = chains
+        return found
 
 
 def has_rules(chains: Chains) -> bool:

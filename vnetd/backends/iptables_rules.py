@@ -1,17 +1,16 @@
-"""iptables-save's text → chains of the model. Pure."""
+"""Rules as iptables-save prints them → chains of the model. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from vnetd.backends.iptables_save import Table
 from vnetd.core.model import Family
 from vnetd.core.packets import iptables_text
 from vnetd.core.packets.firewall import (
+    MARK,
     Base,
     FilterChain,
     Hook,
     Place,
-    Rule,
     Tool,
     Verdict,
 )
@@ -19,36 +18,33 @@ from vnetd.core.packets.firewall import (
 _HOOKS = {hook.value.upper(): hook for hook in Hook}
 # linux/netfilter_ipv4.h: NF_IP_PRI_*; nat is before routing at one place, behind it at another.
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+# Of each rule that may stop a packet, and of vnetd's own.
+_BLOCKING = ("DROP", "REJECT", "QUEUE", MARK)
 
 
-def parse(text: str, family: Family, tool: Tool) -> dict[Place, FilterChain]:
-    """The tables that this tool can show; what it cannot, it says in a comment."""
+def parse(name: str, table: Table, family: Family, tool: Tool) -> dict[Place, FilterChain]:
+    """Empty where nothing in it can stop a packet: thousands of rules may only translate."""
     chains: dict[Place, FilterChain] = {}
-    rules: dict[Place, list[Rule]] = {}
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith(":"):
-            name, policy = line[1:].split(" ")[:2]
-            place = Place(tool, family.value, table, name)
-            chains[place] = FilterChain(place, base=_base(table, name, policy))
-            rules[place] = []
-        elif line.startswith("-A "):
-            name, _, rule = line[3:].partition(" ")
-            place = Place(tool, family.value, table, name)
-            if place in rules:
-                rules[place] += iptables_text.rules(rule)
-    return {place: replace(chain, rules=tuple(rules[place])) for place, chain in chains.items()}
+    if not _can_block(table):
+        return chains
+    for chain, texts in table.chains.items():
+        place = Place(tool, family.value, name, chain)
+        base = _base(name, chain, table.policies.get(chain, ""))
+        rules = tuple(rule for text in texts for rule in iptables_text.rules(text))
+        chains[place] = FilterChain(place, rules, base)
+    return chains
 
 
-def tables(text: str) -> frozenset[str]:
-    return frozenset(line[1:] for line in text.splitlines() if line.startswith("*"))
+def _can_block(table: Table) -> bool:
+    if "DROP" in table.policies.values():
+        return True
+    texts = (text for rules in table.chains.values() for text in rules)
+    return any(word in text for text in texts for word in _BLOCKING)
 
 
 def _base(table: str, name: str, policy: str) -> Base | None:
     hook = _HOOKS.get(name)
-    if hook is None or policy == "-":
+    if hook is None or not policy:
         return None
     nat = -100 if hook in (Hook.PREROUTING, Hook.OUTPUT) else 100
     verdict = Verdict.DROP if policy == "DROP" else Verdict.ACCEPT

@@ -1,8 +1,9 @@
-"""iptables-save's text → chains, and edits → iptables-restore's text. Pure."""
+"""iptables-save's text → tables and chains, and edits → iptables-restore's text. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 
 from vnetd.core.keep.rules import ChainEdits
@@ -10,20 +11,51 @@ from vnetd.core.model import Chain, Family
 from vnetd.core.rules.iptables import BUILTIN_CHAINS
 
 
-def parse(text: str, family: Family) -> dict[Chain, tuple[str, ...]]:
-    """All chains: other people's as well, for libvirt's jumps stand among theirs."""
-    chains: dict[Chain, list[str]] = {}
-    table, of_table = "", dict[str, list[str]]()
+@dataclass(frozen=True, slots=True)
+class Table:
+    """chains: the rules of each, without -A CHAIN. policies: of built-in chains."""
+
+    chains: Mapping[str, tuple[str, ...]]
+    policies: Mapping[str, str]
+
+
+Tables = Mapping[str, Table]
+
+
+def tables(text: str) -> dict[str, Table]:
+    """Those that the tool can show; what it cannot, it says in a comment."""
+    found: dict[str, tuple[dict[str, list[str]], dict[str, str]]] = {}
+    rules: dict[str, list[str]] = {}
+    policies: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith("-A "):
             name, _, rule = line[3:].partition(" ")
-            of_table[name].append(rule)
+            rules[name].append(rule)
         elif line.startswith("*"):
-            table, of_table = line[1:], {}
+            rules, policies = {}, {}
+            found[line[1:]] = rules, policies
         elif line.startswith(":"):
-            name = line[1:].split(" ", 1)[0]
-            of_table[name] = chains[Chain(family, table, name)] = []
-    return {chain: tuple(rules) for chain, rules in chains.items()}
+            name, _, rest = line[1:].partition(" ")
+            rules[name] = []
+            if (policy := rest.partition(" ")[0]) != "-":
+                policies[name] = policy
+    return {
+        table: Table({name: tuple(texts) for name, texts in rules.items()}, policies)
+        for table, (rules, policies) in found.items()
+    }
+
+
+def chains(of: Tables, family: Family) -> dict[Chain, tuple[str, ...]]:
+    """All chains: other people's as well, for libvirt's jumps stand among theirs."""
+    return {
+        Chain(family, name, chain): rules
+        for name, table in of.items()
+        for chain, rules in table.chains.items()
+    }
+
+
+def parse(text: str, family: Family) -> dict[Chain, tuple[str, ...]]:
+    return chains(tables(text), family)
 
 
 def render(changes: Iterable[ChainEdits]) -> str:

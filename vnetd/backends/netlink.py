@@ -147,15 +147,21 @@ class Generations:
         for kind, body in messages(data):
             if kind >> 8 != _SUBSYS_NFTABLES:
                 continue
-            found = attributes(body[4:])
             if kind & 0xFF == _MSG_NEWGEN:
+                found = attributes(body[4:])
                 (pid,) = struct.unpack(">I", found.get(_GEN_PROC_PID, bytes(4)))
                 name = _text(found.get(_GEN_PROC_NAME, b""))
                 yield Generation(name, pid, frozenset(self._tables), self._changes)
                 self._tables, self._changes = set(), 0
             else:
-                self._tables.add((body[0], _text(found.get(_OBJECT_TABLE, b""))))
+                self._tables.add((body[0], _table(body)))
                 self._changes += 1
+
+
+def _table(body: bytes) -> str:
+    """Of an object: the kernel names its table first. A flush of thousands of rules tells each."""
+    length, kind = struct.unpack_from("=HH", body, 4) if len(body) >= 8 else (0, 0)
+    return _text(body[8 : 4 + length]) if kind == _OBJECT_TABLE else ""
 
 
 def _open(protocol: int, groups: tuple[int, ...]) -> socket.socket:

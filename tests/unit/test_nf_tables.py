@@ -1,0 +1,56 @@
+"""Rules as the kernel dumps them, compared as bytes."""
+
+from __future__ import annotations
+
+import struct
+
+from vnetd.backends.netlink import encoded
+from vnetd.backends.nf_tables import rules
+
+
+def counter(packets: int) -> bytes:
+    values = encoded(1, struct.pack(">Q", 84 * packets)) + encoded(2, struct.pack(">Q", packets))
+    return encoded(1, encoded(1, b"counter\0") + encoded(2, values, nested=True), nested=True)
+
+
+def cmp(value: bytes) -> bytes:
+    data = encoded(3, encoded(1, value), nested=True)
+    return encoded(1, encoded(1, b"cmp\0") + encoded(2, data, nested=True), nested=True)
+
+
+def rule(*expressions: bytes, handle: int = 7, comment: bytes = b"") -> bytes:
+    return (
+        struct.pack("=BBH", 2, 0, 0)
+        + encoded(1, b"nat\0")
+        + encoded(2, b"LIBVIRT_PRT\0")
+        + encoded(3, struct.pack(">Q", handle))
+        + encoded(6, struct.pack(">Q", handle - 1))
+        + encoded(4, b"".join(expressions), nested=True)
+        + (encoded(7, comment) if comment else b"")
+    )
+
+
+def only(body: bytes) -> bytes:
+    ((chain, found),) = rules([body])
+    assert chain == b"LIBVIRT_PRT"
+    return found
+
+
+def test_handles_positions_and_counters_do_not_tell_rules_apart() -> None:
+    first = only(rule(cmp(b"\x0a\0\0\1"), counter(0), handle=7))
+    later = only(rule(cmp(b"\x0a\0\0\1"), counter(1 << 40), handle=9))
+    assert first == later
+
+
+def test_all_else_does() -> None:
+    plain = only(rule(cmp(b"\x0a\0\0\1"), counter(3)))
+    assert plain != only(rule(cmp(b"\x0a\0\0\2"), counter(3)))
+    assert plain != only(rule(cmp(b"\x0a\0\0\1")))
+    assert plain != only(rule(counter(3), cmp(b"\x0a\0\0\1")))
+    assert plain != only(rule(cmp(b"\x0a\0\0\1"), counter(3), comment=b"\0\5mine\0"))
+
+
+def test_a_cut_message_is_no_error() -> None:
+    whole = rule(cmp(b"\x0a\0\0\1"), counter(3))
+    for end in range(len(whole)):
+        assert len(list(rules([whole[:end]]))) == 1
