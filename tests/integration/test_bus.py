@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -171,6 +172,36 @@ def hears(box: Hypervisor, listener: str) -> bool:
     box.sh("ip link set vbfree down")
     box.wait_for_state("converged")
     return bool(box.log(listener))
+
+
+def test_glibs_object_manager_follows(box: Hypervisor) -> None:
+    """As desktop tools are written: objects at first, then their changes, from signals alone."""
+    box.spawn("glib", "/usr/bin/python3", str(TREE / "tests/lab/glib_client.py"))
+    box.wait_until(lambda: "ready" in box.log("glib"))
+    said = box.log("glib").splitlines()
+    assert "object /org/vnetd1/network/lab org.vnetd1.Network converged" in said
+    assert "object /org/vnetd1/bridge/vblab org.vnetd1.Bridge converged" in said
+    assert "error org.vnetd1.Error.NoSuchNetwork" in said
+    box.run("virsh", "net-define", "/dev/stdin", stdin="<network><name>new-1</name></network>")
+    box.wait_until(lambda: "added /org/vnetd1/network/new_2d1" in box.log("glib"))
+    box.sh("ip link set vblab down")
+    change = re.compile(r"changed /org/vnetd1/bridge/vblab .*State.* Up")
+    box.wait_until(lambda: change.search(box.log("glib")) is not None)
+    box.run("virsh", "net-undefine", "new-1")
+    box.wait_until(lambda: "removed /org/vnetd1/network/new_2d1" in box.log("glib"))
+    box.wait_for_state("converged")
+    box.kill("glib")
+
+
+def test_gdbus_introspects_calls_and_watches(box: Hypervisor) -> None:
+    gdbus = ("gdbus", "introspect", "--system", "-r", "-d", "org.vnetd1", "-o", "/org/vnetd1")
+    text = box.run(*gdbus)
+    assert "node /org/vnetd1/network/lab" in text
+    assert "Reconcile(out o job);" in text
+    call = ("gdbus", "call", "--system", "-d", "org.vnetd1", "-o", "/org/vnetd1", "-m")
+    assert box.run(*call, "org.vnetd1.Manager.Plan") == "(@aa{sv} [],)\n"
+    done = box.attempt(*call, "org.vnetd1.Manager.GetNetwork", "none")
+    assert "org.vnetd1.Error.NoSuchNetwork: there is no network none" in done.stderr
 
 
 def test_property_changes_are_announced(box: Hypervisor) -> None:

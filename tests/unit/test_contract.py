@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -77,3 +79,12 @@ def test_everything_in_the_contract_has_a_word_of_explanation() -> None:
     for path in OWN:
         for comment, _, name in member.findall(path.read_text()):
             assert comment or name in plain, f"{path.name}: {name}"
+
+
+def test_the_manual_is_made_of_it() -> None:
+    made = subprocess.run(
+        [sys.executable, TREE / "packaging/api-manual"], capture_output=True, text=True, check=True
+    )
+    assert made.stdout == (TREE / "packaging/man/org.vnetd1.5").read_text(), (
+        "run: packaging/api-manual >packaging/man/org.vnetd1.5"
+    )

@@ -39,6 +39,7 @@ def test_install_and_remove(tmp_path: Path) -> None:
         "usr/share/dbus-1/interfaces/org.vnetd1.Port.xml",
         "usr/share/polkit-1/actions/org.vnetd1.policy",
         "usr/share/polkit-1/rules.d/org.vnetd1.rules",
+        "usr/share/man/man5/org.vnetd1.5",
         "usr/share/man/man8/vnetd.8",
         "usr/share/bash-completion/completions/vnetctl",
         "etc/vnetd/vnetd.toml",
