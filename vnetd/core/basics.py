@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import NewType
 
 IfName = NewType("IfName", str)
 Address = IPv4Interface | IPv6Interface
+HostAddress = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
 
 
 class Family(StrEnum):

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from vnetd.core.basics import Address as Address
 from vnetd.core.basics import Cause as Cause
 from vnetd.core.basics import Family as Family
+from vnetd.core.basics import HostAddress as HostAddress
 from vnetd.core.basics import IfName as IfName
+from vnetd.core.basics import Subnet as Subnet
 from vnetd.core.link import Link as Link
 from vnetd.core.packets.firewall import Firewall
 from vnetd.core.tap import Tap as Tap
-
-HostAddress = IPv4Address | IPv6Address
-Subnet = IPv4Network | IPv6Network
+from vnetd.core.ways import HostRoute as HostRoute
+from vnetd.core.ways import Proxy as Proxy
+from vnetd.core.ways import StaticRoute as StaticRoute
 
 
 class Source(StrEnum):
@@ -94,19 +95,6 @@ class DhcpHost:
     def __str__(self) -> str:
         parts = (self.mac, self.id, self.domain, self.name, str(self.address))
         return " ".join(part for part in parts if part)
-
-
-@dataclass(frozen=True, slots=True)
-class StaticRoute:
-    """A network's own way to what lies behind one of its guests."""
-
-    to: Subnet
-    via: HostAddress
-    metric: int = 1
-    """libvirt's own, where its XML names none (virNetDevIPRouteGetMetric)."""
-
-    def __str__(self) -> str:
-        return f"{self.to} via {self.via}" + (f" metric {self.metric}" if self.metric != 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,37 +267,6 @@ class Uplinks:
     routes: Mapping[IfName, frozenset[Route]] = field(default_factory=dict)
     taken: tuple[Taken, ...] = ()
     refused: tuple[Refusal, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HostRoute:
-    """One next hop of the kernel's main table. dev: None where it leads nowhere on purpose
-    (blackhole, unreachable, prohibit). via: None to neighbours on the link itself.
-    """
-
-    to: Subnet
-    dev: IfName | None
-    via: HostAddress | None = None
-    metric: int = 0
-    made_by_vnetd: bool = False
-
-    def __str__(self) -> str:
-        via = f" via {self.via}" if self.via else ""
-        return f"{self.to}{via} dev {self.dev}" if self.dev else f"{self.to} to nowhere"
-
-    @property
-    def is_default(self) -> bool:
-        """Or one of the halves that VPNs put before it: 0.0.0.0/1, 2000::/3."""
-        return self.to.prefixlen <= (1 if self.to.version == 4 else 3)
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """An IPv6 address for which the host answers its neighbours on a link: ip-neighbour(8)."""
-
-    dev: IfName
-    address: HostAddress
-    made_by_vnetd: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli
 
-from vnetd.core import policy_bridges, policy_routing, retention
+from vnetd.core import policy_bridges, policy_forwards, policy_routing, retention
 from vnetd.core import policy_values as values
 from vnetd.core.model import (
     Address,
@@ -24,16 +24,13 @@ from vnetd.core.model import (
     Subnet,
 )
 from vnetd.core.policy_bridges import BridgePolicy
+from vnetd.core.policy_forwards import Forward as Forward
+from vnetd.core.policy_forwards import Protocol as Protocol
 from vnetd.core.policy_routing import Announce as Announce
 from vnetd.core.retention import Retention
 from vnetd.core.toml_lines import Path, line_of, locate
 from vnetd.core.toml_table import Table, bad_name, merge, nearest, value_at
 from vnetd.errors import PolicyError, Problem
-
-
-class Protocol(StrEnum):
-    TCP = "tcp"
-    UDP = "udp"
 
 
 class Enforcement(StrEnum):
@@ -54,19 +51,6 @@ class Coexist(StrEnum):
     DOCKER = "docker"
     UFW = "ufw"
     FIREWALLD = "firewalld"
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """A port of the host that leads to a guest: an address, or a domain's name, whose address it
-    follows. to_port: None keeps the port. sources: who may use it; empty for everybody.
-    """
-
-    protocol: Protocol
-    ports: tuple[int, int]
-    to: HostAddress | str
-    to_port: int | None = None
-    sources: tuple[Subnet, ...] = ()
 
 
 class Firewall(StrEnum):
@@ -163,8 +147,6 @@ class PolicyText:
 
 SUPPORTED_MODES = (Mode.NAT, Mode.ROUTE, Mode.ISOLATED, Mode.OPEN, Mode.BRIDGE)
 
-_A_FORWARD = '{ protocol = "tcp", port = 8080, to = "10.77.0.20:80" }'
-
 
 def parse(
     texts: Sequence[PolicyText], *, is_wireless: Callable[[str], bool] = lambda _: False
@@ -246,7 +228,6 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
     hosts = (_host(entry) for entry in dhcp.tables("hosts", "{ mac = …, name = …, address = … }"))
     firewall = section.enum("firewall", list(Firewall), Firewall.LIBVIRT)
     addresses = section.list("addresses", values.address, '"ADDRESS/PREFIX"')
-    forwards = [_forward(entry, addresses) for entry in section.tables("forwards", _A_FORWARD)]
     network = NetworkPolicy(
         name=name,
         mode=mode or Mode.ISOLATED,
@@ -265,7 +246,7 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
         stp=section.get("stp", bool, "write true or false"),
         guard=section.get("guard", bool, "write true or false") is not False,
         firewall=firewall or Firewall.LIBVIRT,
-        forwards=tuple(item for item in forwards if item is not None),
+        forwards=policy_forwards.forwards(section, addresses),
         routes=policy_routing.routes(section, addresses),
         announce=policy_routing.announce(section),
         overlaps=policy_routing.overlaps(section),
@@ -300,30 +281,6 @@ def _host(entry: Table) -> DhcpHost | None:
         if host_address.version == 6 and key in entry:
             entry.wrong(key, "cannot key an IPv6 reservation", 'write id = "DUID" or name = "…"')
     return DhcpHost(address=host_address, mac=mac, id=duid, name=name, domain=domain)
-
-
-def _forward(entry: Table, addresses: Sequence[Address]) -> Forward | None:
-    protocol = entry.enum("protocol", list(Protocol), None)
-    ports = entry.number_or_text("port", values.ports, 'write 8080 or a range: "8000-8010"')
-    to = entry.parsed("to", values.target, 'write "ADDRESS:PORT" or "DOMAIN:PORT"')
-    sources = entry.list("sources", values.subnet, '"192.0.2.0/24"')
-    entry.close()
-    for key in ("port", "to"):
-        if key not in entry:
-            entry.wrong(key, "is missing", f"write {_A_FORWARD}")
-    if protocol is None or ports is None or to is None:
-        return None
-    host, to_port = to
-    if to_port is not None and ports[0] != ports[1]:
-        entry.wrong("to", "names one port for several", "leave the port out: each keeps its own")
-    for source in sources:
-        if not isinstance(host, str) and source.version != host.version:
-            entry.wrong("sources", f'"{source}" and "{host}" are of two families', "write one")
-    if not isinstance(host, str) and not any(host in address.network for address in addresses):
-        known = ", ".join(str(address.network) for address in addresses) or "addresses"
-        wrong = f'"{host}" is not in a subnet of the network'
-        entry.wrong("to", wrong, f"take an address from {known}")
-    return Forward(protocol, ports, host, to_port, sources)
 
 
 def _check_firewall(network: NetworkPolicy, section: Table) -> None:
