@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.definitions import DEFINITIONS, definition
+from tests.lab.canary import NAME
 from tests.lab.hypervisor import TRIXIE, Hypervisor
 
 RULES = Path(__file__).parent / "rules"
@@ -54,7 +55,9 @@ def rules(box: Hypervisor, system: str) -> str:
         lines = box.run(command).splitlines()
         kept = [line.split(" ")[0] if line[:1] == ":" else line for line in lines]
         text += f"# {command}\n"
-        text += "".join(f"{x}\n" for x in kept if x[0] in "*:" or "LIBVIRT_" in x)
+        text += "".join(
+            f"{x}\n" for x in kept if x[0] in "*:" or ("LIBVIRT_" in x and NAME not in x)
+        )
     return text
 
 

@@ -1,4 +1,6 @@
-"""The box with five networks, one of each mode, kept by vnetd; made once for each module."""
+"""Other people's things in every box; and the box with five networks, one of each mode, kept by
+vnetd, made once for each module.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,25 @@ bridge = "br0"
 """
 
 
+Hypervisor.with_canary = True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A lane that cannot run fails in CI, and says so elsewhere."""
     if os.geteuid() != 0 and not os.environ.get("CI"):
         for item in items:
             item.add_marker(pytest.mark.skip(reason="a hypervisor in a box needs root"))
+
+
+@pytest.fixture(autouse=True)
+def _canary() -> Iterator[None]:
+    """Nothing of other people's changes in a test, in any box; tests/lab/canary.py."""
+    canaries = [box.canary for box in Hypervisor.standing if box.canary is not None]
+    for canary in canaries:
+        canary.perch()
+    yield
+    for canary in canaries:
+        canary.check()
 
 
 @pytest.fixture(scope="module")

@@ -98,3 +98,32 @@ def test_nothing_stays_behind_when_its_owner_is_killed() -> None:
         owner.kill()
     assert_gone(namespace)
     assert traces() == before
+
+
+def test_the_canary_sees_what_happens_to_it() -> None:
+    with Hypervisor() as box:
+        canary = box.canary
+        assert canary is not None
+        network = "<network><name>n</name><forward/><ip address='10.90.0.1' prefix='24'/></network>"
+        box.run("virsh", "net-create", "/dev/stdin", stdin=network)
+        for script in (
+            "nft delete table netdev canary",
+            "nft add element ip canary s '{ 192.0.2.1 }'",
+            "nft insert rule bridge canary f drop",
+            "iptables -D FORWARD 2",
+            "iptables -t nat -D POSTROUTING -s 192.0.2.77 -m comment --comment canary -j RETURN",
+            "ip6tables -A LIBVIRT_FWI -s 2001:db8::77 -m comment --comment canary -j RETURN",
+            # more than the test says that it flushes
+            "iptables -t mangle -F; f=-F; iptables $f LIBVIRT_INP",
+        ):
+            canary.perch()
+            canary.check()
+            box.sh(script)
+            with pytest.raises(AssertionError):
+                canary.check()
+            box.sh("nft flush ruleset")
+            box.kill("libvirtd")
+            box.start_libvirtd()  # makes its chains again
+        canary.perch()
+        box.sh("iptables -F FORWARD")
+        canary.check()

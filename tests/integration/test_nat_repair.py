@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 from tests.lab.hypervisor import Hypervisor
@@ -24,20 +22,6 @@ NOT_FOREIGN = """
     iptables -t nat -X OTHERS
     ip6tables -D INPUT -s 2001:db8::3 -j DROP
 """
-
-
-def libvirts_rules(box: Hypervisor) -> list[tuple[str, str, str, str]]:
-    """(command, table, chain, rule) of each rule and jump that libvirt made."""
-    found = []
-    for command in ("iptables", "ip6tables"):
-        table = ""
-        for line in box.run(f"{command}-save").splitlines():
-            if line.startswith("*"):
-                table = line[1:]
-            elif line.startswith("-A ") and "LIBVIRT_" in line:
-                chain, _, rule = line[3:].partition(" ")
-                found.append((command, table, chain, rule))
-    return found
 
 
 def heal(box: Hypervisor, script: str, good: str) -> None:
@@ -72,34 +56,6 @@ def test_flush_is_repaired(box: Hypervisor, script: str) -> None:
     heal(box, script, box.rules())
 
 
-@pytest.mark.timeout(600)  # a hundred repairs
-def test_each_single_rule_comes_back(box: Hypervisor) -> None:
-    good = box.rules()
-    rules = libvirts_rules(box)
-    assert len(rules) > 60
-    for command, table, chain, rule in rules:
-        heal(box, f"{command} -t {table} -D {chain} {rule}", good)
-
-
-def test_a_copy_of_a_rule_goes(box: Hypervisor) -> None:
-    good = box.rules()
-    for command, table, chain, rule in libvirts_rules(box)[::5]:
-        heal(box, f"{command} -t {table} -I {chain} {rule}", good)
-        heal(box, f"{command} -t {table} -A {chain} {rule}", good)
-
-
-def test_swapped_rules_are_put_in_order(box: Hypervisor) -> None:
-    good = box.rules()
-    pairs = [(one, two) for one, two in pairwise(libvirts_rules(box)) if one[:3] == two[:3]]
-    for (command, table, chain, first), (*_, second) in pairs[::4]:
-        # one transaction, so that it is the swap that vnetd sees and not its halves
-        place = 1 + [
-            r for c, t, n, r in libvirts_rules(box) if (c, t, n) == (command, table, chain)
-        ].index(first)
-        edit = f"*{table}\\n-D {chain} {second}\\n-I {chain} {place} {second}\\nCOMMIT\\n"
-        heal(box, f"printf '{edit}' | {command}-restore --noflush", good)
-
-
 @pytest.mark.parametrize(
     ("script", "lost"),
     [
@@ -131,52 +87,6 @@ FOREIGN_AGAIN = {
         "iptables -A FORWARD -s 192.0.2.1 -j DROP; iptables -A LIBVIRT_FWI -d 192.0.2.2 -j ACCEPT"
     ),
 }
-
-
-CANARY = """
-add table ip canary
-add set ip canary s { type ipv4_addr; elements = { 192.0.2.1 }; }
-add chain ip canary f { type filter hook forward priority -5; }
-add rule ip canary f ip saddr @s drop
-add table ip6 canary
-add chain ip6 canary i { type filter hook input priority 5; }
-add rule ip6 canary i ip6 saddr 2001:db8::9 drop
-add table inet canary
-add map inet canary m { type ipv4_addr : verdict; elements = { 192.0.2.2 : drop }; }
-add chain inet canary f { type filter hook forward priority 20; }
-add rule inet canary f ip saddr vmap @m
-add chain inet canary empty
-add table bridge canary
-add chain bridge canary f { type filter hook forward priority 0; }
-add rule bridge canary f ether type 0x1234 drop
-add table arp canary
-add chain arp canary i { type filter hook input priority 0; }
-add rule arp canary i arp operation 9 drop
-"""
-
-
-def test_tables_of_others_stay(box: Hypervisor) -> None:
-    families = ("ip", "ip6", "inet", "bridge", "arp")
-
-    def canary() -> list[str]:
-        return [box.run("nft", "-a", "list", "table", family, "canary") for family in families]
-
-    box.run("nft", "-f", "-", stdin=CANARY)
-    before, good = canary(), box.rules()
-    for script in (
-        "iptables -F; iptables -t nat -F; iptables -t mangle -F; ip6tables -F",
-        "nft delete table ip nat; nft delete table ip6 filter",
-        "virsh net-destroy lab; virsh net-destroy quiet",
-        "ip link del vbrouted",
-    ):
-        known = len(box.history())
-        box.sh(script)
-        box.wait_until(lambda: len(box.history()) > known, what="a record")  # noqa: B023
-        box.wait_for_state("converged")
-    assert canary() == before
-    assert sorted(box.rules().splitlines()) == sorted(good.splitlines())
-    for family in families:
-        box.run("nft", "delete", "table", family, "canary")
 
 
 def test_history_names_the_process(box: Hypervisor) -> None:

@@ -83,16 +83,6 @@ def test_no_new_flow_is_lost_while_libvirt_installs_its_rules_again(
     assert escape.lost == escape.sent > 0
 
 
-@pytest.mark.timeout(600)  # libvirt takes a second for each
-def test_each_single_rule_comes_back(box: Hypervisor) -> None:
-    good = box.tables()
-    count = len(listed(box))
-    assert count > 30
-    for place in range(count):
-        family, chain, _, handle = listed(box)[place]
-        heal(box, f"nft delete rule {family} {TABLE} {chain} handle {handle}", good)
-
-
 def test_copies_go_without_asking_libvirt(box: Hypervisor) -> None:
     good = box.tables()
     for family, chain, rule, handle in listed(box)[::4]:

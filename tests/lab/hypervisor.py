@@ -20,8 +20,9 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
+from tests.lab.canary import Canary
 from tests.lab.machine import (
     CACHE,
     LAB,
@@ -44,6 +45,10 @@ STATUS_SOCKET = "/run/vnetd-libvirt-status.socket"
 
 
 class Hypervisor(Machine):
+    with_canary = False
+    """Whether other people's tables and rules are in each box: tests set it."""
+    standing: ClassVar[list[Hypervisor]] = []
+
     def __init__(
         self, *, root: Path | None = None, backend: str = "", variant: str = "nft"
     ) -> None:
@@ -57,10 +62,14 @@ class Hypervisor(Machine):
         with self._cleanup:  # whatever fails below, nothing stays behind
             self._up()
             self._cleanup = self._cleanup.pop_all()
+        self.standing.append(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._cleanup.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.standing.remove(self)
+        with self._cleanup:
+            if self.canary is not None and kind is None:
+                self.canary.check()
 
     def _up(self) -> None:
         cache = CACHE / (f"libvirt-{self._root.name}" if self._root else "libvirt")
@@ -87,6 +96,9 @@ class Hypervisor(Machine):
             self.set_backend(self._backend)
         self.set_variant(self._variant)
         self.start_libvirtd()
+        if self.with_canary:
+            self.canary = Canary(self, self._variant)
+            self.canary.settle()
 
     def _down(self, init: subprocess.Popen[bytes]) -> None:
         """Without its PID 1 the kernel ends all processes of the box, and its namespaces."""

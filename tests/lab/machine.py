@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.lab.canary import NAME, Canary
 from tests.lab.probe import Outage
 
 LAB = Path(__file__).resolve().parent
@@ -50,6 +51,8 @@ class Machine(ABC):
         """Of its PID 1, seen from outside."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._guests = 0
+        self.canary: Canary | None = None
+        """Other people's things, where there are any."""
 
     @abstractmethod
     def tool(self, name: str) -> str:
@@ -86,6 +89,8 @@ class Machine(ABC):
         """How to run this from outside."""
         enter = ["nsenter", "-t", str(self._init_pid), "-m", "-n", "-p", "-u", "-i", "-r", "-w"]
         netns = ["ip", "netns", "exec", guest] if guest else []
+        if self.canary is not None:
+            argv = tuple(self.canary.sparing(argv))
         return [*enter, *self.confined, "env", "-i", *_ENVIRONMENT, *netns, *argv]
 
     def attempt(
@@ -176,9 +181,9 @@ class Machine(ABC):
     # -- firewall
 
     def rules(self) -> str:
-        """Both families as their -save tools print them, without counters and times."""
+        """Both families as their -save tools print them, without counters, times and canary."""
         text = self.run("iptables-save") + self.run("ip6tables-save")
-        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        lines = [ln for ln in text.splitlines() if ln[:1] != "#" and NAME not in ln]
         return "\n".join(line.rpartition(" [")[0] if line[:1] == ":" else line for line in lines)
 
     def tables(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tests.lab.canary import NAME
 from tests.lab.hypervisor import Hypervisor
 
 TABLE = "libvirt_network"
@@ -34,13 +35,21 @@ class Rule:
 
 
 def of_iptables(box: Hypervisor) -> list[Rule]:
+    return [
+        rule
+        for rule in _all_of_iptables(box)
+        if "LIBVIRT_" in f"{rule.chain} {rule.text}" and NAME not in rule.text
+    ]
+
+
+def _all_of_iptables(box: Hypervisor) -> list[Rule]:
     found = []
     for tool in ("iptables", "ip6tables"):
         table = ""
         for line in box.run(f"{tool}-save").splitlines():
             if line.startswith("*"):
                 table = line[1:]
-            elif line.startswith("-A ") and "LIBVIRT_" in line:
+            elif line.startswith("-A "):
                 chain, _, text = line[3:].partition(" ")
                 found.append(Rule(_number(text), tool, table, chain, text))
     return found
@@ -97,7 +106,7 @@ def copy_in_iptables(box: Hypervisor, rules: Sequence[Rule]) -> None:
 
 def swap_in_iptables(box: Hypervisor, pairs: Sequence[tuple[Rule, Rule]]) -> None:
     chains: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for rule in of_iptables(box):
+    for rule in _all_of_iptables(box):
         chains[rule.place].append(rule.text)
     edits = {}
     for first, second in pairs:
