@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 ALL_SOURCES = frozenset(Source)
 # Actions whose result shows only in the next look (a restarted network's taps) need a further
-# round; a plan that comes out the same again made no progress.
-_MOST_ROUNDS = 5
+# round; a plan that comes out the same again made no progress. After a flush libvirt's nftables
+# backend deletes rules that it has just installed: it may take several turns until all stand.
+_MOST_ROUNDS = 12
 _MOST_TRIES = 2
 
 

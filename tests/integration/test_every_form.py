@@ -202,7 +202,8 @@ def test_nothing_is_left_and_all_comes_again(box: Hypervisor, firewall: Firewall
         box.run("virsh", "; ".join(f"net-destroy {name}" for name in NAMES))
     box.wait_for_state("converged")
     assert [rule for rule in firewall.rules(box) if rule.number is not None] == []
-    assert not box.succeeds("nft", "list", "table", "inet", "vnetd")
+    guard = ("nft", "list", "table", "inet", "vnetd")
+    box.wait_until(lambda: not box.succeeds(*guard), what="the guard gone with the last of them")
     start_all(box)
     assert firewall.saved(box) == good
     box.wait_until(lambda: box.state() == "converged", seconds=SECONDS, what="converged")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.canary import NAME, Canary
-from tests.lab.probe import Outage
+from tests.lab.probe import STEP_SECONDS, Outage
 
 LAB = Path(__file__).resolve().parent
 TREE = LAB.parents[1]
@@ -293,13 +293,18 @@ class Machine(ABC):
 
     @contextlib.contextmanager
     def probing(
-        self, guest: str | None, address: str = WAN, *, in_vain: bool = False
+        self,
+        guest: str | None,
+        address: str = WAN,
+        *,
+        in_vain: bool = False,
+        step: float = STEP_SECONDS,
     ) -> Iterator[Outage]:
-        """Open a new flow from the guest (None: the host) every 2 ms meanwhile; the outcome is in
-        the Outage. in_vain: do not wait for a first answer, for there should be none.
+        """Open a new flow from the guest (None: the host) every step (seconds) meanwhile; the
+        outcome is in the Outage. in_vain: do not wait for a first answer, for there should be none.
         """
         outage = Outage()
-        words = (address, "in-vain") if in_vain else (address,)
+        words = (address, str(step), *(("in-vain",) if in_vain else ()))
         with subprocess.Popen(
             self.argv(*self._module("tests.lab.probe"), *words, guest=guest),
             stdin=subprocess.PIPE,

@@ -1,8 +1,8 @@
 """How long new connections of a guest fail, by real packets.
 
-Run in a guest's namespace with the wan's address: opens a UDP socket of its own (a new flow, so NAT
-is asked each time) every 2 ms until its standard input ends, and prints what came back. It says
-when the first answer has come, or that it began if there should be none.
+Run in a guest's namespace with the wan's address and a step in seconds: opens a UDP socket of its
+own (a new flow, so NAT is asked each time) every step until its standard input ends, and prints
+what came back. It says when the first answer has come, or that it began if there should be none.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class _Flow:
     answer: str | None = None
 
 
-def main(address: str, *, in_vain: bool = False) -> None:
+def main(address: str, step: float, *, in_vain: bool = False) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     flows: list[_Flow] = []
     waiting = selectors.DefaultSelector()
     os.set_blocking(0, False)
     told, due = False, time.monotonic()
     while not _ended():
-        due += STEP_SECONDS
+        due += step
         flow = _Flow(socket.socket(family, socket.SOCK_DGRAM), time.monotonic())
         flows.append(flow)
         try:
@@ -116,4 +116,4 @@ def _sum_up(flows: list[_Flow]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], in_vain="in-vain" in sys.argv[2:])
+    main(sys.argv[1], float(sys.argv[2]), in_vain="in-vain" in sys.argv[3:])

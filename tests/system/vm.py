@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from tests.lab.machine import CACHE, TREE, WAN, WAN_IPV6, LabError, Machine
-from tests.lab.probe import Outage
+from tests.lab.probe import STEP_SECONDS, Outage
 from tests.system import outside
 from tests.system.host import Host
 
@@ -176,10 +176,15 @@ class Vm(Machine):
 
     @contextlib.contextmanager
     def probing(
-        self, guest: str | None, address: str = WAN, *, in_vain: bool = False
+        self,
+        guest: str | None,
+        address: str = WAN,
+        *,
+        in_vain: bool = False,
+        step: float = STEP_SECONDS,
     ) -> Iterator[Outage]:
         """Its standard input is a pipe that a process of its own holds open."""
-        words = (address, "in-vain") if in_vain else (address,)
+        words = (address, str(step), *(("in-vain",) if in_vain else ()))
         command = shlex.join([*self._module("tests.lab.probe"), *words])
         self.sh("rm -f /run/box/probe.in; mkfifo /run/box/probe.in")
         self.spawn("hold", "sh", "-c", "exec sleep infinity >/run/box/probe.in")
