@@ -1,7 +1,7 @@
 """Every form of network that there is, in every firewall, on both libvirts: whatever is done to its
 rules is undone, exactly; with the network they go, and with it they come again.
 
-VNETD_EVERY_RULE=1 takes each rule out alone, which takes half an hour. Without it rules are taken
+The long form takes each rule out alone, for half an hour. Without it rules are taken
 by lot, always the same ones, but of each form in each firewall.
 """
 
