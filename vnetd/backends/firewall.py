@@ -9,9 +9,10 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 
-from vnetd.backends import iptables, legacy, nftables, process
+from vnetd.backends import audit, iptables, legacy, netlink, nftables, process
 from vnetd.backends.base import Poke
 from vnetd.backends.netlink import Generation
 from vnetd.backends.nf_tables import NfTables
@@ -61,6 +62,8 @@ class Firewall:
         self._look_again: asyncio.TimerHandle | None = None
         self._in_legacy = asyncio.Event()
         self._legacy_print = b""
+        self._legacy_told = asyncio.Event()
+        self._legacy_writer: Cause | None = None
         kernel.subscribe(self._on_generation)
 
     async def observe(self, observed: Observed) -> Observed:
@@ -146,9 +149,19 @@ class Firewall:
 
     async def watch(self, poke: Poke) -> None:
         self._poke = poke
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_legacy(poke))
+            if (records := audit.open_events()) is not None:
+                tasks.create_task(netlink.listen(records, self._on_record))
+
+    async def _watch_legacy(self, poke: Poke) -> None:
         while True:  # nothing wakes up here but for iptables-legacy: the kernel tells of the others
             await self._in_legacy.wait()
-            await asyncio.sleep(legacy.INTERVAL_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(legacy.INTERVAL_SECONDS):
+                    await self._legacy_told.wait()
+            self._legacy_told.clear()
+            writer, self._legacy_writer = self._legacy_writer, None
             if not self._in_legacy.is_set():
                 continue
             try:
@@ -157,7 +170,15 @@ class Firewall:
                 self._legacy_print = await legacy.settled()
             except BackendError:
                 self._in_legacy.clear()  # until a look succeeds, which also says what is wrong
-            poke(self.source, Source.LIBVIRT, reason="iptables-legacy changed")
+            poke(self.source, Source.LIBVIRT, reason="iptables-legacy changed", cause=writer)
+
+    def _on_record(self, data: bytes | None) -> None:
+        """Of audit, where it is on."""
+        writer = audit.writer(data or b"")
+        if writer is not None and not self._writing:
+            parents = process.ancestors(writer.pid, writer.process)
+            self._legacy_writer = replace(writer, parents=parents or ())
+            self._legacy_told.set()
 
     def _on_settled(self) -> None:
         self._look_again = None
