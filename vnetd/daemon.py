@@ -31,6 +31,7 @@ from vnetd.backends.links import Links
 from vnetd.backends.nf_tables import NfTables
 from vnetd.backends.routes import Routes
 from vnetd.backends.sysctls import Sysctls
+from vnetd.backends.zoned import Zoned
 from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
 from vnetd.core import why
@@ -90,7 +91,7 @@ class _Daemon:
             Routes(),
             HostBridges(options.runtime),
             Firewall(self._kernel, tools, self._ask_for_rules),
-            Filters(self._kernel, tools),
+            Filters(self._kernel, tools, Zoned(options.state)),
             self._guard(),
             Sysctls(options.state),
             Dnsmasq(),

@@ -6,6 +6,7 @@ The rulesets of Docker and ufw are recorded from the real ones; firewalld itself
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -180,6 +181,20 @@ def test_guests_get_through_beside_firewalld(box: Hypervisor, guest: str, script
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out again")
     box.wait_for_state("converged")
     works(box, guest)
+
+
+def test_a_zone_is_taken_back_by_the_next_vnetd(box: Hypervisor) -> None:
+    network = """<network><name>passing</name><bridge name='vbpassing'/>
+        <ip address='10.90.0.1' prefix='24'/></network>"""
+    box.run("virsh", "net-create", "/dev/stdin", stdin=network)
+    box.sh("firewall-cmd -q --zone=drop --change-interface=vbpassing")
+    box.wait_until(lambda: zone(box, "vbpassing") == "libvirt", what="the bridge in its zone")
+    box.wait_for_state("converged")
+    box.kill("vnetd", signal.SIGKILL)
+    box.run("virsh", "net-destroy", "passing")
+    box.start_vnetd()
+    box.wait_until(lambda: zone(box, "vbpassing") == "drop", what="the zone of before")
+    box.sh("firewall-cmd -q --zone=drop --remove-interface=vbpassing")
 
 
 def test_firewalld_stops_and_starts_again(box: Hypervisor, guest: str) -> None:

@@ -16,6 +16,7 @@ from vnetd.backends.base import Poke
 from vnetd.backends.iptables import Iptables
 from vnetd.backends.netlink import Generation
 from vnetd.backends.nf_tables import FAMILIES, NfTables
+from vnetd.backends.zoned import Zoned
 from vnetd.core.actions import Action
 from vnetd.core.keep.coexist import SetAccepts, SetZone
 from vnetd.core.model import Cause, Family, IfName, Observed, Source, World
@@ -52,7 +53,7 @@ class Filters:
     source = Source.FILTERS
     actions: tuple[type[Action], ...] = (SetAccepts, SetZone)
 
-    def __init__(self, kernel: NfTables, tools: Iptables) -> None:
+    def __init__(self, kernel: NfTables, tools: Iptables, zoned: Zoned) -> None:
         self._kernel = kernel
         self._iptables = tools
         self._routes = netlink.open_route_events()
@@ -63,7 +64,7 @@ class Filters:
         self._writers: dict[tuple[str, str], Cause] = {}
         self._known: frozenset[_Key] | None = None
         self._origins: dict[_Key, Cause] = {}
-        self._zoned: dict[str, tuple[str, str]] = {}
+        self._zoned = zoned
         self._changed = asyncio.Event()
         self._rest_until = 0.0
         kernel.subscribe(self._on_generation)
@@ -83,7 +84,7 @@ class Filters:
                 bridged=frozenset(f for f, path in _BRIDGED.items() if _text(path) == "1"),
                 origins=self._remember(chains, writers),
                 zones=await _zones() if _has_firewalld(chains) else {},
-                zoned=dict(self._zoned),
+                zoned=self._zoned.bridges,
             )
         finally:
             now = time.monotonic()
@@ -104,14 +105,15 @@ class Filters:
     async def _set_zone(self, action: SetZone) -> None:
         bridge = action.bridge
         before = (await _zones()).get(bridge, "")
+        known = self._zoned.bridges.get(bridge)
+        if known is None:
+            self._zoned.note(bridge, action.network, before)  # first: vnetd may be killed
         if action.zone:
             await _firewalld("changeZoneOfInterface", "ss", action.zone, bridge)
         else:
             await _firewalld("removeInterface", "ss", "", bridge)
-        if bridge in self._zoned and self._zoned[bridge][1] == action.zone:
-            del self._zoned[bridge]
-        else:
-            self._zoned.setdefault(bridge, (action.network, before))
+        if known is not None and known[1] == action.zone:
+            self._zoned.forget(bridge)
 
     async def watch(self, poke: Poke) -> None:
         async with asyncio.TaskGroup() as tasks:
