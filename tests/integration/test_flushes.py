@@ -90,10 +90,8 @@ def watched(box: Hypervisor, guests: tuple[str, str]) -> Iterator[None]:
             for source, to in (*inwards, *outwards)
         ]
         yield
-    assert [(outage.lost, outage.sources) for outage in allowed] == [
-        (0, [UPLINK]),
-        (0, [UPLINK_IPV6]),
-    ]
+    assert not [outage for outage in allowed if outage.lost], allowed
+    assert [outage.sources for outage in allowed] == [[UPLINK], [UPLINK_IPV6]]
     assert all(outage.sent > TRIALS for outage in (*allowed, *forbidden))
     assert escaped(forbidden) == []
 
