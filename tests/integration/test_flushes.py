@@ -84,9 +84,11 @@ def watched(box: Hypervisor, guests: tuple[str, str]) -> Iterator[None]:
     inwards += [("wan", f"{ipv6}50") for _, ipv6 in GUESTS.values()]
     outwards = [(quiet, WAN), (quiet, WAN_IPV6)]
     with contextlib.ExitStack() as probes:
-        allowed = [probes.enter_context(box.probing(guest, to)) for to in (WAN, WAN_IPV6)]
+        allowed = [
+            probes.enter_context(box.probing(guest, to, step=0.01)) for to in (WAN, WAN_IPV6)
+        ]
         forbidden = [
-            probes.enter_context(box.probing(source, to, in_vain=True, step=0.02))
+            probes.enter_context(box.probing(source, to, in_vain=True, step=0.05))
             for source, to in (*inwards, *outwards)
         ]
         yield
