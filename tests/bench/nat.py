@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 
+from tests.bench.report import Figure, document, summary
 from tests.lab.hypervisor import WAN, Hypervisor, LabError
 
 FLUSHES = (
@@ -53,18 +54,6 @@ class Contestant:
     damage: str = ""
     firewalld: bool = False
     heal: Callable[[Hypervisor], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Figure:
-    networks: int
-    case: str
-    contestant: str
-    trial: int
-    ms: float
-    cpu_ms: float | None = None
-    lost: int | None = None
-    sent: int | None = None
 
 
 def restart_libvirtd(box: Hypervisor) -> None:
@@ -346,11 +335,13 @@ print(json.dumps([ms, 1000 * (used.ru_utime + used.ru_stime)]))
 def header(box: Hypervisor) -> dict[str, str]:
     system = platform.freedesktop_os_release()["PRETTY_NAME"]
     return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "system": f"{system}, Linux {platform.release()}, {os.cpu_count()} CPUs",
         "libvirt": box.run("libvirtd", "--version").split()[-1],
         "iptables": box.run("iptables", "--version").strip(),
         "vnetd": box.run(box.tool("vnetd"), "--version").split()[-1],
         "commit": _commit(),
+        "load": f"{os.getloadavg()[0]:.1f} in the minute before, of everything else on the machine",
         "guest": "a namespace behind a veth, one UDP socket to the wan host every 2 ms",
         "by hand": "what is gone, by one iptables-restore --noflush for each family, vnetd stopped",
         "reading": "one iptables-save and one ip6tables-save",
@@ -361,28 +352,6 @@ def _commit() -> str:
     git = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
     done = subprocess.run(git, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
-
-
-def summary(figures: Iterable[Figure]) -> Iterator[str]:
-    """A line for each contestant: median, least and most, and its ratios to the others."""
-    cases: dict[tuple[int, str], dict[str, list[Figure]]] = {}
-    for figure in figures:
-        of_case = cases.setdefault((figure.networks, figure.case), {})
-        of_case.setdefault(figure.contestant, []).append(figure)
-    for (networks, case), contestants in cases.items():
-        yield f"{networks} networks, {case}"
-        middle = {name: median(f.ms for f in found) for name, found in contestants.items()}
-        for name, found in contestants.items():
-            times = [figure.ms for figure in found]
-            line = f"  {name:16} {middle[name]:9.1f} ms  ({min(times):.1f} to {max(times):.1f})"
-            cpu = [figure.cpu_ms for figure in found if figure.cpu_ms is not None]
-            line += f"  {sum(cpu) / len(cpu):7.0f} ms CPU" if cpu else ""
-            others = [
-                f"{middle[name] / other:.3g} x {against}"
-                for against, other in middle.items()
-                if against != name and other
-            ]
-            yield line + (f"  = {', '.join(others)}" if others else "")
 
 
 def main() -> int:
@@ -397,7 +366,26 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="raw figures, and what was measured"
     )
+    parser.add_argument(
+        "--document", type=Path, metavar="FILE", help="the whole run as a Markdown table"
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        dest="kept",
+        help="run nothing: the document is of the raw figures that --json kept",
+    )
     arguments = parser.parse_args()
+    if arguments.kept:
+        if arguments.document is None:
+            parser.error("--from wants a --document")
+        runs = [json.loads(kept.read_text()) for kept in arguments.kept]
+        of_runs = [Figure(**figure) for run in runs for figure in run["figures"]]
+        _write(arguments.document, [run["measured"] for run in runs], of_runs)
+        return 0
     figures: list[Figure] = []
     told: dict[str, str] = {}
     for networks in map(int, arguments.networks.split(",")):
@@ -418,7 +406,14 @@ def main() -> int:
     if arguments.json:
         data = {"measured": told, "figures": [asdict(figure) for figure in figures]}
         arguments.json.write_text(json.dumps(data, indent=1) + "\n")
+    if arguments.document:
+        _write(arguments.document, [told], figures)
     return 0
+
+
+def _write(path: Path, told: Sequence[Mapping[str, str]], figures: Sequence[Figure]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(document(told, figures)) + "\n")
 
 
 if __name__ == "__main__":
