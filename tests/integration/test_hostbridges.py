@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -236,3 +237,37 @@ def test_late_uplink_completes_the_bridge(box: Hypervisor) -> None:
     box.wait_for_state("converged")
     assert "br0" in box.run("ip", "link", "show", "again0")
     box.sh("ip link del again0; ip link del br1")
+
+
+def test_a_bound_network_follows_its_uplink_into_the_bridge_and_back(box: Hypervisor) -> None:
+    box.run("ip", "link", "property", "add", "dev", "uplink0", "altname", "wan-card")
+    bound = '[networks.bound]\nmode = "nat"\nbridge = "vbbound"\naddresses = ["10.77.0.1/24"]\n'
+    bound += 'stp = false\nuplink = "wan-card"\n'
+    load(box, bound)
+    guest = box.guest("vbbound", "10.77.0.50/24", gateway="10.77.0.1")
+
+    def device(*flags: str) -> str | None:
+        forward = ET.fromstring(box.run("virsh", "net-dumpxml", "bound", *flags)).find("forward")
+        return None if forward is None else forward.get("dev")
+
+    for policy, uplink in ((bound, "uplink0"), (bound + BRIDGE, "br0"), (bound, "uplink0")):
+        load(box, policy)
+        assert box.state() == "converged"
+        assert device() == device("--inactive") == uplink
+        assert f"-s 10.77.0.0/24 -i vbbound -o {uplink} -j ACCEPT" in box.rules()
+        assert box.pings(guest, WAN)
+    box.run("ip", "link", "property", "del", "dev", "uplink0", "altname", "wan-card")
+    load(box, bound.replace("wan-card", "missing0"))
+    (status,) = box.vnetctl_json("status", "bound")["Networks"]
+    assert status["Drift"] == ["waits for uplink missing0: no such link"]
+
+
+def test_what_this_kernel_lacks_is_named(box: Hypervisor) -> None:
+    lacks = not box.succeeds("sh", "-c", "ip link add vlan-test type bridge vlan_filtering 1")
+    box.run("sh", "-c", "ip link del vlan-test || true")
+    if not lacks:
+        pytest.skip("this kernel filters by VLAN; tests/system shows that it works")
+    load(box, BRIDGE + "vlan_filtering = true\n")
+    assert box.state() == "degraded"
+    assert "this kernel lacks it (CONFIG_BRIDGE_VLAN_FILTERING)" in reasons(box)
+    box.run("ping", "-qc1", "-W1", WAN)

@@ -158,14 +158,15 @@ class HostBridges:
     def _read(self, observed: Observed, links: Mapping[IfName, Link]) -> Uplinks:
         notes = self._notes.all()
         notes = [note for note in notes if self._counts(note, observed, links)]
-        if not observed.asked.bridges:
+        if not observed.asked.bridges and not observed.asked.uplinks:
             self._awaited = frozenset()
             return Uplinks(taken=_taken(notes))
         devices = [name for name, link in links.items() if not link.kind and name != "lo"]
         pci = {name: path for name in devices if (path := _pci_path(links[name]))}
-        named = [text for texts in observed.asked.bridges.values() for text in texts]
+        of_bridges = [text for texts in observed.asked.bridges.values() for text in texts]
+        named = {*of_bridges, *observed.asked.uplinks}
         resolved = {text: resolve(text, links, pci) for text in named}
-        found = [link for link in resolved.values() if link is not None]
+        found = [link for text in of_bridges if (link := resolved[text]) is not None]
         self._awaited = frozenset(text for text, link in resolved.items() if link is None)
         addresses = self._kernel.dump(rt.GETADDR, rt.FAMILIES[0])
         bridges = {links[x].index: x for x in map(IfName, observed.asked.bridges) if x in links}

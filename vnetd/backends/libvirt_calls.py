@@ -10,7 +10,7 @@ import libvirt
 
 from vnetd.backends import domain_xml, network_xml
 from vnetd.core.keep.dnsmasq import RefreshDnsmasq
-from vnetd.core.keep.networks import UpdateDhcp
+from vnetd.core.keep.networks import SetUplink, UpdateDhcp
 from vnetd.core.keep.taps import LimitTap, RecordPort
 from vnetd.core.model import Asked, DhcpHost, DhcpRange, Lease, Libvirt, Network, Nic, Tap
 from vnetd.core.policy import NetworkPolicy
@@ -192,6 +192,22 @@ def update_dhcp(connection: Any, action: UpdateDhcp) -> None:
             sections[type(item)],
             network_xml.dhcp_parent(base, item),
             network_xml.dhcp_item(item),
+            libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE,
+        )
+
+
+def set_uplink(connection: Any, action: SetUplink) -> None:
+    """Its rules have no uplink in between: one more would be refused."""
+    network = lookup(connection, action.network)
+    changes = [(libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, action.new)]
+    if action.old is not None:
+        changes.insert(0, (libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, action.old))
+    for command, device in changes:
+        network.update(
+            command,
+            libvirt.VIR_NETWORK_SECTION_FORWARD_INTERFACE,
+            -1,
+            network_xml.uplink_item(device),
             libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE,
         )
 

@@ -28,6 +28,7 @@ from vnetd.core.keep.networks import (
     RemoveNetwork,
     RestartNetwork,
     SetAutostart,
+    SetUplink,
     StartNetwork,
     UpdateDhcp,
 )
@@ -69,6 +70,7 @@ class Libvirtd:
         DefineNetwork,
         SetAutostart,
         UpdateDhcp,
+        SetUplink,
         StartNetwork,
         RestartNetwork,
         RefreshDnsmasq,
@@ -150,6 +152,8 @@ class Libvirtd:
                 await self._change(lambda c: calls.define(c, policy), policy.name)
             case SetAutostart(network=name, on=on):
                 await self._change(lambda c: calls.lookup(c, name).setAutostart(on), name)
+            case SetUplink(network=name):
+                await self._change(lambda c: calls.set_uplink(c, action), name)
             case UpdateDhcp(network=name):
                 await self._change(lambda c: calls.update_dhcp(c, action), name)
             case StartNetwork(network=name):

@@ -79,12 +79,21 @@ def render(policy: NetworkPolicy, base: str | None) -> str:
         _change_mode(root, old_mode, policy.libvirts_mode)
     if policy.bridge is not None:
         _child(root, "bridge").set("name", policy.bridge)
+    if policy.uplink is not None and (forward := root.find("forward")) is not None:
+        for interface in forward.findall("interface"):
+            forward.remove(interface)
+        forward.set("dev", policy.uplink)
     if policy.mode.has_own_bridge:
         _render_own_bridge(root, policy)
         _render_addresses(root, policy)
         if policy.routes is not None:
             _render_routes(root, policy.routes)
     return ET.tostring(root, encoding="unicode")
+
+
+def uplink_item(device: IfName) -> str:
+    """A forward interface as virNetworkUpdate takes it."""
+    return ET.tostring(ET.Element("interface", dev=device), encoding="unicode")
 
 
 def dhcp_item(item: DhcpRange | DhcpHost) -> str:

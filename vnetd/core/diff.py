@@ -105,9 +105,10 @@ def _apart_from_rules(
 ) -> list[Drift | Conflict | Wait]:
     """What no change of a firewall changes, which most passes are about."""
     refused = subnets.refused(policy, observed)
+    pci = observed.uplinks.pci if observed.uplinks else {}
     found: list[Drift | Conflict | Wait] = [
         item
-        for item in networks.diff(policy, libvirt, observed.links or {}, refused)
+        for item in networks.diff(policy, libvirt, observed.links or {}, refused, pci)
         if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
     ]
     found += guests.diff(policy, libvirt)

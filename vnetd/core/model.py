@@ -355,6 +355,8 @@ class Asked:
     links: frozenset[IfName] = frozenset()
     leases: frozenset[str] = frozenset()
     domains: frozenset[str] = frozenset()
+    uplinks: frozenset[str] = frozenset()
+    """That networks are bound to."""
     bridges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subnets: frozenset[Subnet] = frozenset()
 

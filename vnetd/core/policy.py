@@ -75,6 +75,7 @@ class NetworkPolicy:
     mac: str | None = None
     mtu: int | None = None
     stp: bool | None = None
+    uplink: str | None = None
     guard: bool = True
     firewall: Firewall = Firewall.LIBVIRT
     forwards: tuple[Forward, ...] = ()
@@ -119,7 +120,9 @@ class Policy:
     @property
     def asked(self) -> Asked:
         """A port forward to a domain needs its address, a reservation for one its MAC."""
+        uplinks = frozenset(n.uplink for n in self.networks.values() if n.uplink is not None)
         links = {n.bridge for n in self.networks.values() if n.bridge is not None}
+        links |= {IfName(uplink) for uplink in uplinks}
         return Asked(
             networks=bool(self.networks),
             links=frozenset(links.union(*(bridge.links for bridge in self.bridges.values()))),
@@ -128,6 +131,7 @@ class Policy:
                 for name, network in self.networks.items()
                 if any(isinstance(forward.to, str) for forward in network.forwards)
             ),
+            uplinks=uplinks,
             bridges={name: bridge.uplinks for name, bridge in self.bridges.items()},
             subnets=frozenset(x for network in self.networks.values() for x in network.subnets),
             domains=frozenset(
@@ -244,6 +248,7 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
         ),
         mtu=section.get("mtu", int, "write a number of bytes from 68 to 65535"),
         stp=section.get("stp", bool, "write true or false"),
+        uplink=policy_bridges.network_uplink(section, mode),
         guard=section.get("guard", bool, "write true or false") is not False,
         firewall=firewall or Firewall.LIBVIRT,
         forwards=policy_forwards.forwards(section, addresses),

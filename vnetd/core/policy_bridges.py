@@ -9,7 +9,7 @@ from itertools import combinations, product
 
 from vnetd.core import policy_values as values
 from vnetd.core.link import Vlan
-from vnetd.core.model import Address, HostAddress, IfName
+from vnetd.core.model import Address, HostAddress, IfName, Mode
 from vnetd.core.toml_table import Table
 
 # udev's ID_PATH of a network card.
@@ -229,6 +229,15 @@ def check_beside(
                 if one.version == two.version and one.network.overlaps(two.network):
                     wrong = f'"{one}" overlaps "{two}" of bridges.{bridge.name}'
                     place.wrong("addresses", wrong, "take a subnet of its own")
+
+
+def network_uplink(section: Table, mode: Mode | None) -> str | None:
+    """The only link over which guests of a network reach others, named as a bridge's ports are."""
+    uplink = section.parsed("uplink", uplink_name, 'write "NAME", "MAC" or "pci-…"')
+    if uplink is not None and mode not in (None, Mode.NAT, Mode.ROUTE):
+        right = 'leave it out: only mode = "nat" and "route" are bound to one'
+        section.wrong("uplink", f'has no meaning with mode = "{mode}"', right)
+    return uplink
 
 
 def uplink_name(text: str) -> str:

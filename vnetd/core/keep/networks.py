@@ -5,7 +5,7 @@ names them no more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vnetd.core.actions import Action
 from vnetd.core.drift import Conflict, Difference, Drift, NetworkDrift, Wait, joined, unequal
@@ -23,12 +23,16 @@ from vnetd.core.model import (
     network_object,
 )
 from vnetd.core.policy import NetworkPolicy, Policy
+from vnetd.core.uplinks import way_out
 from vnetd.core.wording import few
 
 # What libvirt changes in a running network, and what the kernel's own bridge tells better.
 _LIVE_KEYS = ("dhcp.ranges", "dhcp.hosts")
 LINK_KEYS = ("mac", "mtu", "stp")
 _KERNELS_KEYS = (*LINK_KEYS, "routes")
+
+
+_REWRITTEN = "new connections wait up to 1 s while libvirt rewrites the network's rules"
 
 
 class _OfLibvirt(NetworkDrift):
@@ -72,6 +76,17 @@ class DhcpDiffers(_OfLibvirt):
     def __str__(self) -> str:
         missing = [f"{item} is missing" for item in self.add]
         return "running DHCP: " + few(missing + [f"{item} is not wanted" for item in self.remove])
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkDiffers(_OfLibvirt):
+    """Of the running network, which libvirt can change while it runs."""
+
+    want: IfName
+    have: IfName | None
+
+    def __str__(self) -> str:
+        return f"running network: uplink is {self.have or 'any'} instead of {self.want}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +159,18 @@ class UpdateDhcp(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetUplink(Action):
+    """old: None where any would do."""
+
+    network: str
+    old: IfName | None
+    new: IfName
+
+    def __str__(self) -> str:
+        return f"bind network {self.network} to uplink {self.new}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartNetwork(Action):
     network: str
 
@@ -164,11 +191,16 @@ def diff(
     libvirt: Libvirt,
     links: Mapping[IfName, Link],
     refused: Mapping[str, Sequence[str]],
+    pci: Mapping[IfName, str],
 ) -> Iterator[Drift | Conflict | Wait]:
-    """refused: networks that must not become what the policy wants, and why."""
-    for name, want in sorted(policy.networks.items()):
+    """refused: networks that must not become what the policy wants, and why. pci: of each card."""
+    for name, stated in sorted(policy.networks.items()):
         if name in refused:
             yield from (Conflict(network_object(name), why) for why in refused[name])
+            continue
+        want = _bound(stated, links, pci)
+        if want is None:
+            yield Wait(network_object(name), f"waits for uplink {stated.uplink}: no such link")
             continue
         for host in want.waiting:
             what = f"reservation of {host.address} waits for domain {host.domain}"
@@ -193,6 +225,16 @@ def diff(
                 yield _unexpected(name, libvirt)
 
 
+def _bound(
+    want: NetworkPolicy, links: Mapping[IfName, Link], pci: Mapping[IfName, str]
+) -> NetworkPolicy | None:
+    """With the name that its uplink has today; that of the bridge, where it is a port of one."""
+    if want.uplink is None:
+        return want
+    link = way_out(want.uplink, links, pci)
+    return None if link is None else replace(want, uplink=link.name)
+
+
 def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]:
     """Where a definition is not what the policy says. Keys that the policy leaves out are free."""
     pairs: list[tuple[str, object, object]] = [("mode", want.libvirts_mode, have.mode)]
@@ -200,6 +242,7 @@ def differences(want: NetworkPolicy, have: Definition) -> tuple[Difference, ...]
         if getattr(want, key) is not None:
             pairs.append((key, getattr(want, key), getattr(have, key)))
     if want.mode.has_own_bridge:
+        pairs += [("uplink", want.uplink, have.forward_dev)] if want.uplink is not None else []
         pairs += [
             ("addresses", want.addresses, have.addresses),
             ("dhcp.ranges", frozenset(want.ranges), frozenset(have.ranges)),
@@ -241,18 +284,30 @@ def plan(drift: Sequence[Drift], policy: Policy, observed: Observed) -> list[Act
         objects, reason = (item.object,), str(item)
         match item:
             case Undefined(network=name) | ConfigDiffers(network=name):
-                definition = policy.networks[name]
-                actions.append(DefineNetwork(objects=objects, reason=reason, policy=definition))
+                pci = observed.uplinks.pci if observed.uplinks else {}
+                definition = _bound(policy.networks[name], observed.links or {}, pci)
+                if definition is not None:
+                    actions.append(DefineNetwork(objects=objects, reason=reason, policy=definition))
             case DhcpDiffers(network=name, add=add, remove=remove):
                 actions.append(
                     UpdateDhcp(
                         objects=objects,
                         reason=reason,
-                        impact="new connections wait up to 1 s while libvirt rewrites the "
-                        "network's rules",
+                        impact=_REWRITTEN,
                         network=name,
                         add=add,
                         remove=remove,
+                    )
+                )
+            case UplinkDiffers(network=name, want=new, have=old):
+                actions.append(
+                    SetUplink(
+                        objects=objects,
+                        reason=reason,
+                        impact=_REWRITTEN,
+                        network=name,
+                        old=old,
+                        new=new,
                     )
                 )
             case Stopped(network=name):
@@ -271,6 +326,7 @@ _ORDER: tuple[type[Action], ...] = (
     DefineNetwork,
     SetAutostart,
     UpdateDhcp,
+    SetUplink,
     RestartNetwork,
     StartNetwork,
 )
@@ -305,10 +361,15 @@ def _waits(want: NetworkPolicy) -> Wait:
 
 def _live(want: NetworkPolicy, live: Definition) -> Iterator[Drift]:
     found = differences(want, live)
-    fixed = tuple(item for item in found if item.key not in (*_LIVE_KEYS, *_KERNELS_KEYS))
+    free = (*_LIVE_KEYS, *_KERNELS_KEYS, "uplink")
+    fixed = tuple(item for item in found if item.key not in free)
     if fixed:
         yield LiveDiffers(want.name, fixed)
-    elif any(item.key in _LIVE_KEYS for item in found):
+        return
+    for item in found:
+        if item.key == "uplink":
+            yield UplinkDiffers(want.name, IfName(item.want), live.forward_dev)
+    if any(item.key in _LIVE_KEYS for item in found):
         wanted: set[DhcpRange | DhcpHost] = {*want.ranges, *want.hosts}
         served: set[DhcpRange | DhcpHost] = {*live.ranges, *live.hosts}
         add = tuple(sorted(wanted - served, key=str))

@@ -213,8 +213,10 @@ def _take(
 ) -> TakeUplink:
     """Two ports that lead outside may close a loop, which is what STP is there for."""
     links, uplinks = observed.links or {}, observed.uplinks or Uplinks()
-    found = (resolve(port.uplink, links, uplinks.pci) for port in want.ports)
-    alone = not any(x is not None and x.master == want.name and x.name != uplink for x in found)
+    found = [resolve(port.uplink, links, uplinks.pci) for port in want.ports]
+    there = [link for link in found if link is not None]
+    first = bool(there) and there[0].name == uplink
+    alone = first and not any(x.master == want.name and x.name != uplink for x in there)
     link = links.get(want.name)
     stp = want.stp if want.stp is not None else bool(link and link.bridge and link.bridge.stp)
     impacts = [PAUSE.format(uplink)] if bears else []
