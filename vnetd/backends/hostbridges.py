@@ -232,6 +232,7 @@ class HostBridges:
             plain["address"] = values["mac"]
         if "mtu" in values:
             plain["mtu"] = int(values["mtu"])
+        ipr.link("set", index=index, **plain)
         off = values.get("stp") == "off"
         for key in sorted(_ATTRIBUTES, key=lambda key: (key == "stp") is not off):
             if key not in values:
@@ -247,14 +248,14 @@ class HostBridges:
                     wrong = f"{key} = {values[key]}: this kernel lacks it ({option})"
                     raise BackendError(f"{bridge}: {wrong}; leave the key out") from error
                 raise
-        ipr.link("set", index=index, **plain)
 
     def _take(self, action: TakeUplink) -> None:
         ipr, want, name = self._open(), action.policy, action.uplink
         bridge, index = self._index(want.name), self._index(name)
         note, neighbours = uplinks.look(self._kernel, want.name, name, index, repr(want))
         plugged = _master(ipr, index) == bridge
-        ipr.link("set", index=index, state="up")
+        for each in (bridge, index):
+            ipr.link("set", index=each, state="up")
         witnesses = [] if plugged else uplinks.witnesses(self._kernel, note, neighbours)
         old = self._notes.of(name)
         uplinks.copy_sysctls(name, want.name)
