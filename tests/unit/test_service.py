@@ -18,6 +18,7 @@ from tests.unit.test_frames import from_the_bus
 from tests.unit.test_tree import BRIDGE, NETWORK, PORT, status
 from vnetd import frames, sysbus
 from vnetd.api import contract
+from vnetd.api.limits import PENDING_QUESTIONS
 from vnetd.api.service import Service
 from vnetd.core.record import Record
 from vnetd.errors import NoSuchNetwork
@@ -37,7 +38,8 @@ class Bus:
     connected = True
     queued = 0
 
-    def __init__(self) -> None:
+    def __init__(self, uid: int = 0) -> None:
+        self.uid = uid
         self.answers: list[bytes] = []
         self.serial = 0
 
@@ -49,7 +51,7 @@ class Bus:
         self.answers.append(message)
 
     async def user(self, _name: str) -> int:
-        return 0
+        return self.uid
 
 
 class Operations:
@@ -138,6 +140,62 @@ def test_arguments_of_all_kinds_get_an_answer_that_helps() -> None:
     assert seen["result"] > 100
     assert len(seen) > 8
     assert all(0 < seconds <= 31536000 for seconds in operations.paused)
+
+
+def errors_of(uid: int, message: bytes, connections: int, asked: Any = None) -> Counter[str]:
+    """What so many connections of one user get for the same call."""
+    bus = Bus(uid)
+    service = Service(Operations(), lambda _topic, _texts: None)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as service._tasks:
+            announcing = service._tasks.create_task(service._tree.announce())
+            service._bus = bus  # type: ignore[assignment]
+            if asked is not None:
+                service._authority._ask = asked
+            service.publish(status({}))
+            await asyncio.sleep(0)
+            for number in range(connections):
+                sent = from_the_bus(message, f":1.{number}")
+                for frame in frames.Frames(sysbus.LONGEST_CALL).feed(sent):
+                    service._on_call(frame)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            if asked is None:
+                await answered(service)
+            for number in range(connections):
+                service._authority.left(f":1.{number}")
+            await answered(service)
+            announcing.cancel()
+
+    asyncio.run(run())
+    read = map(sysbus.unmarshal, bus.answers)
+    return Counter(
+        answer.error_name or "result"
+        for answer in read
+        if answer.message_type is not MessageType.SIGNAL
+    )
+
+
+def test_new_connections_bring_no_new_budget() -> None:
+    seen = errors_of(1000, call("org.freedesktop.DBus.Peer", "Ping"), 600)
+    assert seen["result"] >= 290
+    assert seen["org.vnetd1.Error.LimitsExceeded"] > 200
+
+
+def test_one_user_is_asked_for_few_passwords_at_a_time() -> None:
+    async def asked(_to: str, _path: str, _interface: str, member: str, *_: Any, **__: Any) -> Any:
+        if member == "CheckAuthorization":
+            await asyncio.Event().wait()
+        return []
+
+    message = bytearray(call("org.vnetd1.Manager", "Resume"))
+    message[2] |= frames.ALLOW_INTERACTIVE_AUTHORIZATION
+    seen = errors_of(1000, bytes(message), 10, asked)
+    assert seen == {
+        "org.vnetd1.Error.NotAuthorized": PENDING_QUESTIONS,
+        "org.vnetd1.Error.LimitsExceeded": 10 - PENDING_QUESTIONS,
+    }
 
 
 def test_a_fault_of_its_own_is_told_without_its_words() -> None:

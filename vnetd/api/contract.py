@@ -20,6 +20,7 @@ from vnetd.api.names import (
     PORT,
     PROPERTIES,
 )
+from vnetd.errors import VnetdError
 
 # In a clone beside the package; else where its packages put the interfaces of the bus.
 _FOLDERS = (Path(__file__).parents[2] / "dbus", Path("/usr/share/dbus-1/interfaces"))
@@ -92,7 +93,7 @@ class Interface:
 
 @cache
 def interfaces() -> dict[str, Interface]:
-    """By name. Raises OSError where vnetd is installed without them."""
+    """By name. Raises VnetdError where vnetd is installed without them."""
     own = (MANAGER, NETWORK, BRIDGE, PORT, JOB)
     found = _read(_STANDARD)
     for name in own:
@@ -115,7 +116,11 @@ _DOCTYPE = (
 
 def _text(file: str) -> str:
     path = next((folder / file for folder in _FOLDERS if (folder / file).exists()), None)
-    return (path or _FOLDERS[-1] / file).read_text()
+    try:
+        return (path or _FOLDERS[-1] / file).read_text()
+    except OSError as error:
+        wrong = f"{error.filename}: {error.strerror}; it is a part of vnetd"
+        raise VnetdError(wrong) from error
 
 
 def _read(text: str) -> dict[str, Interface]:

@@ -219,6 +219,11 @@ class Service:
 
     async def _answer(self, head: Head, message: bytes, interface: str, account: Account) -> None:
         try:
+            if self._limits.user(head.sender) is None:
+                # Whoever connects anew for each call has no more of them for it.
+                own = await self._introduce(head.sender)
+                self._limits.done(account)
+                account = own
             body = await self._run(head, message, interface, account)
             self._reply(head, contract.interfaces()[interface].gives[head.member], body, account)
         except CallError as error:
@@ -242,8 +247,7 @@ class Service:
 
     async def _run(self, head: Head, message: bytes, interface: str, account: Account) -> Body:
         uid = self._limits.user(head.sender)
-        if uid is None:
-            uid = await self._learn(head.sender)
+        assert uid is not None, "callers are introduced first"
         arguments = []
         if head.signature:
             account.charge(len(message) / _ARGUMENT_BYTES)
@@ -253,18 +257,16 @@ class Service:
         self._interface(head)  # it may have gone meanwhile
         return await self._handlers[interface, head.member](call)
 
-    async def _learn(self, sender: str) -> int:
+    async def _introduce(self, sender: str) -> Account:
         """Whose connection it is. The bus is asked: what a caller says of itself is no proof."""
         uid = await self._bus.user(sender) if self._bus is not None else None
         if uid is None:
             raise CallError(f"{ERROR}.NotAuthorized", "the bus does not know the caller")
         self._limits.learn(sender, uid)
-        # Whoever connects anew for each call has no more of them for it.
         account = self._limits.admit(sender)
         if account is None:
             raise CallError(f"{ERROR}.LimitsExceeded", _TOO_MANY)
-        self._limits.done(account)
-        return uid
+        return account
 
     def _reply(self, head: Head, signature: str, body: Body, account: Account) -> None:
         if not head.wants_reply or self._bus is None or not self._bus.connected:
