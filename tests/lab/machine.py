@@ -94,7 +94,7 @@ class Machine(ABC):
         return [*enter, *self.confined, "env", "-i", *_ENVIRONMENT, *netns, *argv]
 
     def attempt(
-        self, *argv: str, guest: str | None = None, stdin: str | None = None
+        self, *argv: str, guest: str | None = None, stdin: str | None = None, seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.argv(*argv, guest=guest),
@@ -102,7 +102,7 @@ class Machine(ABC):
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=seconds,
         )
 
     def run(self, *argv: str, guest: str | None = None, stdin: str | None = None) -> str:

@@ -183,6 +183,7 @@ class Host(Machine):
     def plug_uplink(self) -> None:
         """The cable to the wan host."""
         self.outside(f"""
+            ip link delete wan0 2>/dev/null || true # of a life before, which ends in its time
             ip link add wan0 type veth peer name uplink0 netns {self._init_pid}
             ip addr add {WAN}/24 dev wan0
             ip addr add {WAN_IPV6}/64 dev wan0 nodad
@@ -255,7 +256,8 @@ class Host(Machine):
         self.apt("install", "--allow-downgrades", f"/root/{package.name}")
 
     def apt(self, *arguments: str) -> None:
-        done = self.attempt("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", *arguments)
+        apt = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", *arguments)
+        done = self.attempt(*apt, seconds=300)
         if done.returncode:
             raise LabError(f"apt-get {shlex.join(arguments)}: {done.stdout}{done.stderr}")
 

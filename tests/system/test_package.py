@@ -13,6 +13,8 @@ import pytest
 from tests.lab.machine import TREE, UPLINK
 from tests.system.host import Host
 
+pytestmark = pytest.mark.timeout(400)
+
 GATEWAY, GUEST = "192.168.122.1", "192.168.122.50/24"
 # What apt, dpkg and journald keep for themselves.
 _NOT_OURS = ("proc", "sys", "dev", "run", "tmp", "root", "var/log", "var/cache", "var/lib/apt",

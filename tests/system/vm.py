@@ -29,7 +29,6 @@ from tests.system import outside
 from tests.system.host import Host
 
 _BOOT_SECONDS = 240.0
-_COMMAND_SECONDS = 300.0
 _UPLINK_MAC = "52:54:00:99:00:01"
 _FILES = {
     "/etc/systemd/network/10-uplink.link": f"""\
@@ -114,7 +113,6 @@ class Vm(Machine):
         self._agent.settimeout(_BOOT_SECONDS)
         if self._answer() != "ready":
             raise LabError("the machine's agent does not say that it is ready")
-        self._agent.settimeout(_COMMAND_SECONDS)
         self.run("mkdir", "-p", "/run/box")
 
     def _answer(self) -> str:
@@ -132,8 +130,9 @@ class Vm(Machine):
     # -- running things, all over one channel
 
     def attempt(
-        self, *argv: str, guest: str | None = None, stdin: str | None = None
+        self, *argv: str, guest: str | None = None, stdin: str | None = None, seconds: float = 300
     ) -> subprocess.CompletedProcess[str]:
+        self._agent.settimeout(seconds)
         script = shlex.join([*(("ip", "netns", "exec", guest) if guest else ()), *argv])
         if stdin is not None:
             script = f"echo {_encoded(stdin)} | base64 -d | {script}"

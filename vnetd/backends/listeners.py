@@ -68,7 +68,9 @@ def holders(sockets: Iterable[Socket]) -> dict[Socket, str]:
 
 
 def told(why: str) -> str:
-    """Who holds the port that an error of libvirt's speaks of; "" where it speaks of none."""
+    """Which port an error of libvirt's speaks of, and who holds it as far as vnetd may see that;
+    "" where it speaks of none.
+    """
     if "Address already in use" not in why:
         return ""
     port = 67 if "DHCP" in why else 53
@@ -77,7 +79,7 @@ def told(why: str) -> str:
         for item in read()
         if item.port == port and (item.address.is_unspecified or str(item.address) in why)
     ]
-    names = {f"{item}: {who}" for item, who in holders(blocking).items() if who}
+    names = {f"{item}: {who}" if who else str(item) for item, who in holders(blocking).items()}
     return "; ".join(sorted(name for name in names if "dnsmasq[" not in name))
 
 
