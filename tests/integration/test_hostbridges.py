@@ -262,12 +262,18 @@ def test_a_bound_network_follows_its_uplink_into_the_bridge_and_back(box: Hyperv
     assert status["Drift"] == ["waits for uplink missing0: no such link"]
 
 
-def test_what_this_kernel_lacks_is_named(box: Hypervisor) -> None:
-    lacks = not box.succeeds("sh", "-c", "ip link add vlan-test type bridge vlan_filtering 1")
-    box.run("sh", "-c", "ip link del vlan-test || true")
-    if not lacks:
-        pytest.skip("this kernel filters by VLAN; tests/system shows that it works")
-    load(box, BRIDGE + "vlan_filtering = true\n")
-    assert box.state() == "degraded"
-    assert "this kernel lacks it (CONFIG_BRIDGE_VLAN_FILTERING)" in reasons(box)
-    box.run("ping", "-qc1", "-W1", WAN)
+def test_vlans_of_a_port_or_what_the_kernel_lacks_for_them(box: Hypervisor) -> None:
+    port = "{ uplink = 'uplink0', vlan = { pvid = 7, untagged = [7], tagged = [9] } }"
+    has = box.succeeds("ip", "link", "add", "probe0", "type", "bridge", "vlan_filtering", "1")
+    box.run("sh", "-c", "ip link del probe0 2>/dev/null || true")
+    if has:
+        load(box, BRIDGE + "vlan_filtering = true\n")
+        assert box.state() == "converged"
+        load(box, f"[bridges.br0]\nports = [{port}]\nvlan_filtering = true\n")
+        (shown,) = json.loads(box.run("bridge", "-j", "vlan", "show", "dev", "uplink0"))
+        assert [vlan["vlan"] for vlan in shown["vlans"]] == [7, 9]
+    else:
+        load(box, BRIDGE + "vlan_filtering = true\n")
+        assert box.state() == "degraded"
+        assert "this kernel lacks it (CONFIG_BRIDGE_VLAN_FILTERING)" in reasons(box)
+        box.run("ping", "-qc1", "-W1", WAN)
