@@ -11,7 +11,7 @@ import pytest
 
 from vnetd.backends import domain_xml
 from vnetd.core.keep import bridges, guests, taps
-from vnetd.core.link import Bridge, Port, Vlan
+from vnetd.core.link import Bridge, Port, PortState, Vlan
 from vnetd.core.model import Definition, IfName, Libvirt, Link, Mode, Network, Tap
 from vnetd.core.policy import Policy
 
@@ -192,3 +192,25 @@ def test_only_a_network_that_was_not_there_is_to_blame() -> None:
     assert guests.refused({}, now, known) == {}
     (conflict,) = guests.diff(Policy(), known)
     assert "guest web failed to start when network lab was not active" in conflict.text
+
+
+@pytest.mark.parametrize(
+    ("own", "state", "paused"),
+    [
+        (True, PortState.FORWARDING, True),
+        (True, PortState.BLOCKING, False),
+        (False, PortState.FORWARDING, False),
+    ],
+    ids=["libvirt's own bridge", "it has a loop", "the host's bridge"],
+)
+def test_stp_is_paused_only_where_no_loop_can_come_of_it(
+    own: bool, state: PortState, paused: bool
+) -> None:
+    bridge = replace(BRIDGE, bridge=Bridge(stp=True))
+    other = replace(PLUG, name=IfName("vnet7"), port=Port(state=state))
+    settings = taps.TapSettings()
+    item = taps.Unplugged("lab", IfName("vblab"), "web", IfName("vnet0"), settings, own)
+    (action,) = taps.plan([item], {bridge.name: bridge, other.name: other})
+    assert isinstance(action, taps.PlugTap)
+    assert action.pause_stp is paused
+    assert ("STP holds the port back" in action.impact) is not paused
