@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from vnetd.backends.network_xml import dhcp_parent, parse, render
+from vnetd.backends.network_xml import definition, dhcp_parent, parse, render
 from vnetd.core.keep.networks import differences
 from vnetd.core.model import DhcpHost, DhcpRange, IfName, Mode
 from vnetd.core.policy import NetworkPolicy
@@ -147,3 +147,12 @@ def test_the_parent_of_a_range_is_the_address_that_holds_it() -> None:
 def test_xml_that_could_hurt_is_refused(text: str) -> None:
     with pytest.raises(BackendError):
         parse(text)
+
+
+def test_the_definition_behind_a_running_network() -> None:
+    live = """<network connections='2'><name>lab</name>
+    <forward mode='nat'><nat><port start='1024' end='65535'/></nat></forward></network>"""
+    assert "nat>" not in definition(live)
+    assert "connections" not in definition(live)
+    own = live.replace("1024", "2000")
+    assert "<port start='2000' end='65535'" in definition(own).replace('"', "'")

@@ -170,8 +170,10 @@ def define(connection: Any, policy: NetworkPolicy) -> None:
             raise
         base = None
     else:
-        persistent = network.isPersistent()
-        base = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE if persistent else 0)
+        if network.isPersistent():
+            base = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
+        else:
+            base = network_xml.definition(network.XMLDesc())
     connection.networkDefineXMLFlags(
         network_xml.render(policy, base), libvirt.VIR_NETWORK_DEFINE_VALIDATE
     )
@@ -223,7 +225,7 @@ def restart(connection: Any, name: str) -> None:
     network = lookup(connection, name)
     transient = not network.isPersistent()
     if transient:
-        network = connection.networkDefineXML(network.XMLDesc())
+        network = connection.networkDefineXML(network_xml.definition(network.XMLDesc()))
     if network.isActive():
         network.destroy()
     network.create()

@@ -23,6 +23,8 @@ from vnetd.core.model import (
 )
 from vnetd.core.policy import NetworkPolicy
 
+# network_iptables.c, network_nftables.c
+_DEFAULT_PORTS = (1024, 65535)
 _MARK = "{urn:vnetd:network:1}made"
 ET.register_namespace("vnetd", "urn:vnetd:network:1")
 ET.register_namespace("dnsmasq", "http://libvirt.org/schemas/network/dnsmasq/1.0")
@@ -94,6 +96,21 @@ def render(policy: NetworkPolicy, base: str | None) -> str:
 def uplink_item(device: IfName) -> str:
     """A forward interface as virNetworkUpdate takes it."""
     return ET.tostring(ET.Element("interface", dev=device), encoding="unicode")
+
+
+def definition(live: str) -> str:
+    """The one behind a running network's XML, which also has what libvirt adds at the start: how
+    many guests are on it, and NAT's default ports.
+    """
+    root = xmltext.read(live, "a network")
+    for element in (root, *root.findall("forward/interface")):
+        element.attrib.pop("connections", None)
+    forward, nat = root.find("forward"), root.find("forward/nat")
+    if forward is not None and nat is not None and _nat_ports(nat) == _DEFAULT_PORTS:
+        nat.remove(_child(nat, "port"))
+        if not len(nat) and not nat.attrib:
+            forward.remove(nat)
+    return ET.tostring(root, encoding="unicode")
 
 
 def dhcp_item(item: DhcpRange | DhcpHost) -> str:

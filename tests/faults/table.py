@@ -1,0 +1,64 @@
+"""The catalogue as it came out last, as a table: python -m tests.faults.table [FILE]."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.faults.catalogue import CATALOGUE
+from tests.faults.test_faults import ROWS
+
+_HEAD = """\
+# Faults
+
+What breaks guests' networks while libvirt says that all is well, and what vnetd makes of it. Made
+by `./dev test --faults`, on real libvirtds, under a guest that opens a new flow every 2 ms.
+
+Run on {date}, Linux {kernel}, {cpus} CPUs. *Healed* is vnetd's own time from the first notice to
+verified; *lost* is how many of the guest's new flows failed, *gap* the longest time in which none
+succeeded. What must be undone by hand is, as soon as it is told: that time is in the gap.
+
+"""
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for system in sorted({row["system"] for row in rows}):
+        lines += [
+            f"## {system}",
+            "",
+            "| fault | outcome | healed | lost | gap |",
+            "|---|---|---|---|---|",
+        ]
+        mine = {row["id"]: row for row in rows if row["system"] == system}
+        for fault in CATALOGUE:
+            if row := mine.get(fault.id):
+                healed = "" if row["healed_ms"] is None else f"{row['healed_ms']} ms"
+                lost = f"{row['lost']} of {row['sent']}"
+                lines.append(
+                    f"| {row['what']} | {row['outcome']} | {healed} | {lost} | {row['gap_ms']} ms |"
+                )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = [json.loads(path.read_text()) for path in sorted(ROWS.glob("*.json"))]
+    text = table(rows)
+    print(text)
+    if len(sys.argv) > 1:
+        head = _HEAD.format(
+            date=f"{datetime.now(UTC):%Y-%m-%d}",
+            kernel=platform.release(),
+            cpus=os.cpu_count(),
+        )
+        Path(sys.argv[1]).write_text(head + text)
+
+
+if __name__ == "__main__":
+    main()
