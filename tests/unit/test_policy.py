@@ -98,3 +98,15 @@ def test_mistakes_of_several_files_are_told_together() -> None:
 def test_two_networks_may_share_a_bridge_of_the_host() -> None:
     lan = '[networks.{}]\nmode = "bridge"\nbridge = "br0"\n'
     assert len(read(lan.format("a"), lan.format("b")).networks) == 2
+
+
+def test_proxy_ndp_needs_the_leases_of_its_network() -> None:
+    policy = read("""
+        [networks.carved]
+        mode = "route"
+        addresses = ["2001:db8::1/80"]
+        announce = "proxy-ndp"
+        [networks.other]
+        mode = "isolated"
+    """)
+    assert policy.asked.leases == {"carved"}

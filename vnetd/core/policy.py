@@ -119,7 +119,9 @@ class Policy:
 
     @property
     def asked(self) -> Asked:
-        """A port forward to a domain needs its address, a reservation for one its MAC."""
+        """A port forward to a domain needs its address, a reservation for one its MAC; proxy NDP
+        needs the addresses of all guests.
+        """
         uplinks = frozenset(n.uplink for n in self.networks.values() if n.uplink is not None)
         links = {n.bridge for n in self.networks.values() if n.bridge is not None}
         links |= {IfName(uplink) for uplink in uplinks}
@@ -129,7 +131,8 @@ class Policy:
             leases=frozenset(
                 name
                 for name, network in self.networks.items()
-                if any(isinstance(forward.to, str) for forward in network.forwards)
+                if Announce.PROXY_NDP in network.announce
+                or any(isinstance(forward.to, str) for forward in network.forwards)
             ),
             uplinks=uplinks,
             bridges={name: bridge.uplinks for name, bridge in self.bridges.items()},
