@@ -215,8 +215,8 @@ class Reconciler:
 
     async def _observe(self, sources: Iterable[Source]) -> None:
         wanted = set(sources)
-        if Source.LIBVIRT in wanted and self._is_legacy:
-            wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
+        if Source.LIBVIRT in wanted and self._goes_with_libvirt:
+            wanted.add(Source.FIREWALL)
         self._busy = False
         self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
@@ -425,9 +425,13 @@ class Reconciler:
         return self.observe_only or self.policy.enforcement is Enforcement.OBSERVE
 
     @property
-    def _is_legacy(self) -> bool:
+    def _goes_with_libvirt(self) -> bool:
+        """Rules are judged by what libvirt said before. Of new ones in iptables-legacy nobody
+        tells, and a stopped network's that are gone from nftables must not be deleted once more.
+        """
         ruleset = self._observed.firewall
-        return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
+        worlds = (World.IPTABLES_LEGACY, World.NFTABLES)
+        return ruleset is not None and ruleset.world in worlds
 
     @property
     def _paused(self) -> bool:
