@@ -29,10 +29,12 @@ SECONDS = 5.0
 pytestmark = pytest.mark.timeout(400)
 
 DROP_IN = "/etc/vnetd/vnetd.toml.d/test.toml"
-POLICY = """
+MAC = "52:54:00:77:00:01"
+POLICY = f"""
 [networks.lab]
 mode = "nat"
 bridge = "vblab"
+mac = "{MAC}"
 stp = false
 addresses = ["10.77.0.1/24"]
 dhcp.ranges = ["10.77.0.10-10.77.0.99"]
@@ -97,8 +99,8 @@ CONDITIONS = [
     Condition("libvirtd is started by its socket", disabled="libvirtd.service"),
     Condition("the uplink is late", uplink=False, end=plug_late),
     Condition(
-        "a stale bridge is there",
-        units=(("stale", unit(_EARLY, "/sbin/ip link add vblab type bridge")),),
+        "libvirt's bridge was left behind",
+        units=(("stale", unit(_EARLY, f"/sbin/ip link add vblab address {MAC} type bridge")),),
     ),
     Condition(
         "port 53 is taken",
@@ -129,6 +131,8 @@ CONDITIONS = [
         ),
     ),
 ]
+if LONG:
+    CONDITIONS += [CONDITIONS[0]] * 2  # ten in a row
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -212,7 +216,12 @@ def boot_under(box: Host, condition: Condition) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
-def test_reboot(box: Host, good: list[str], condition: Condition) -> None:
+def test_reboot(
+    box: Host, good: list[str], condition: Condition, request: pytest.FixtureRequest
+) -> None:
+    if box.release == "bookworm" and "left behind" in condition.name:
+        why = "libvirt 9.0 starts no network over a bridge of its own; vnetd does not remove it yet"
+        request.applymarker(pytest.mark.xfail(reason=why))
     box.shut_down("reboot")
     with boot_under(box, condition):
         if condition.says:
