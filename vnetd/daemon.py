@@ -108,6 +108,7 @@ class _Daemon:
         self._status: Status | None = None
         self._status_line = ""
         self._counts = metrics_core.Counts()
+        self._counted = asyncio.Event()
         self._ready = False
 
     async def run(self) -> None:
@@ -186,6 +187,7 @@ class _Daemon:
         self._service.publish(status)
         self._status = status
         self._published.set()
+        self._counted.set()
         reasons = [*status.reasons]
         reasons += [f"{n.name}: {why}" for n in status.networks.values() for why in n.reasons]
         line = f"{status.state}, {len(status.networks)} networks"
@@ -208,26 +210,25 @@ class _Daemon:
         self._reconciler.trouble("history", self._history.troubles)
         self._service.recorded(number, record)
         self._counts.recorded(record)
+        self._counted.set()
         entries.recorded(record)
 
     async def _write_metrics(self) -> None:
         """For node_exporter, which looks every 15 s or so."""
-        written = ""
         while True:
+            await self._counted.wait()
+            self._counted.clear()
             path = self._reconciler.policy.metrics
-            if (
-                path is not None
-                and (text := self.metrics(metrics_core.Format.PROMETHEUS)) != written
-            ):
-                try:
-                    await asyncio.to_thread(files.replace_text, Path(path), text)
-                except OSError as error:
-                    wrong = f"metrics: {path}: {error.strerror}"
-                    self._reconciler.trouble("metrics", [wrong])
-                else:
-                    written = text
-                    self._reconciler.trouble("metrics", [])
-            elif path is None:
+            if path is None:
+                self._reconciler.trouble("metrics", [])
+                continue
+            text = self.metrics(metrics_core.Format.PROMETHEUS)
+            try:
+                await asyncio.to_thread(files.replace_text, Path(path), text)
+            except OSError as error:
+                wrong = f"metrics: {path}: {error.strerror}"
+                self._reconciler.trouble("metrics", [wrong])
+            else:
                 self._reconciler.trouble("metrics", [])
             await asyncio.sleep(_METRICS_SECONDS)
 

@@ -80,6 +80,7 @@ class HostBridges:
         self._netlink: Any = None
         self._indexes: frozenset[int] = frozenset()
         self._awaited: frozenset[str] = frozenset()
+        self._awaits = asyncio.Event()
         # Before anything else: the host may be cut off.
         self._thread.submit(self._put_back)
 
@@ -88,6 +89,7 @@ class HostBridges:
         if links is None:
             return observed
         found = await self._call(lambda: self._read(observed, links), "uplinks")
+        (self._awaits.set if self._awaited else self._awaits.clear)()
         return replace(observed, uplinks=found)
 
     async def apply(self, action: Action) -> None:
@@ -124,9 +126,8 @@ class HostBridges:
     async def _await_names(self, poke: Poke) -> None:
         """The kernel tells nobody of an altname that a link gets while it is down."""
         while True:
+            await self._awaits.wait()
             await asyncio.sleep(_NAMES_SECONDS)
-            if not self._awaited:
-                continue
             if await self._call(self._has_come, "uplinks"):
                 poke(Source.LINKS, self.source, reason="an uplink has come")
 
