@@ -216,12 +216,7 @@ def boot_under(box: Host, condition: Condition) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
-def test_reboot(
-    box: Host, good: list[str], condition: Condition, request: pytest.FixtureRequest
-) -> None:
-    if box.release == "bookworm" and "left behind" in condition.name:
-        why = "libvirt 9.0 starts no network over a bridge of its own; vnetd does not remove it yet"
-        request.applymarker(pytest.mark.xfail(reason=why))
+def test_reboot(box: Host, good: list[str], condition: Condition) -> None:
     box.shut_down("reboot")
     with boot_under(box, condition):
         if condition.says:

@@ -54,6 +54,7 @@ _STATUS = Path("/run/libvirt/network")
 _DOMAINS = Path("/run/libvirt/qemu")
 _LEASES = Path("/var/lib/libvirt/dnsmasq")
 _CHAINS_LOST = "No chain/target/match by that name"
+_BRIDGE_EXISTS = "File exists"
 # Of the command that failed: a rule of a network never jumps to libvirt's chains, nor makes one.
 _CHAINS_FAILED = re.compile(
     r"--(new-chain|insert \w+ --jump) LIBVIRT_|--list-rules|nft .*(add (table|chain)|jump guest_)"
@@ -84,6 +85,7 @@ class Libvirtd:
         # Sessions: another daemon makes its chains anew.
         self._chains_lost_in = 0
         self._chains_failed_in = 0
+        self._blocked: frozenset[str] = frozenset()
         self._reads_leases = False
         self._active: frozenset[str] = frozenset()
 
@@ -114,6 +116,7 @@ class Libvirtd:
             refused=refused,
             lost_chains=self._chains_lost_in == session,
             chains_failed=self._chains_failed_in == session,
+            blocked=self._blocked,
             read_only=self._networks.read_only,
         )
         self._active = frozenset(
@@ -239,8 +242,11 @@ class Libvirtd:
         except BackendError as error:
             if _CHAINS_LOST in str(error):
                 self._chains_lost_in = session
+            if _BRIDGE_EXISTS in str(error):
+                self._blocked |= {network}
             raise
         self._chains_lost_in = 0
+        self._blocked -= {network}
 
 
 def _recorded() -> frozenset[str]:

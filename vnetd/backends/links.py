@@ -21,6 +21,7 @@ from vnetd.backends.base import Poke
 from vnetd.backends.link_events import LinkEvents
 from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import AddAddress, RemakeBridge, RenameBridge, SetBridge
+from vnetd.core.keep.networks import RemoveStrayBridge
 from vnetd.core.keep.taps import PlugTap, SetTap, TapSettings
 from vnetd.core.model import Address, IfName, Link, Observed, Source
 from vnetd.errors import BackendError
@@ -40,6 +41,7 @@ class Links:
         SetBridge,
         RemakeBridge,
         RenameBridge,
+        RemoveStrayBridge,
         AddAddress,
         PlugTap,
         SetTap,
@@ -68,6 +70,8 @@ class Links:
                 await self._call(lambda: self._add_address(bridge, address), bridge)
             case RemakeBridge(settings=SetBridge(bridge=bridge)):
                 await self._call(lambda: self._make_bridge(action), bridge)
+            case RemoveStrayBridge(bridge=bridge):
+                await self._call(lambda: self._remove_bridge(bridge), bridge)
             case RenameBridge(bridge=bridge):
                 await self._call(lambda: self._rename(action), bridge)
             case PlugTap(tap=tap):
@@ -171,6 +175,12 @@ class Links:
             ipr.link("set", index=index, state="down")
             ipr.link("set", index=index, ifname=action.bridge)
         ipr.link("set", index=index, state="up")
+
+    def _remove_bridge(self, bridge: IfName) -> None:
+        ipr, index = self._open(), self._index(bridge)
+        if any(link.get_attr("IFLA_MASTER") == index for link in ipr.get_links()):
+            raise OSError(errno.EBUSY, "something is plugged into it")
+        ipr.link("del", index=index)
 
     def _add_address(self, bridge: IfName, address: Address) -> None:
         values: dict[str, object] = {}

@@ -194,6 +194,8 @@ class Libvirt:
     """Of the networks that are asked for or have reservations, the newest of each first."""
     nics: tuple[Nic, ...] = ()
     """Of the domains that are asked for."""
+    blocked: frozenset[str] = frozenset()
+    """Networks that did not start because a link has their bridge's name."""
     read_only: bool = False
     """It lets vnetd look, but change nothing."""
     refused: Mapping[str, frozenset[str]] = field(default_factory=dict)

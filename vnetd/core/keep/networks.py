@@ -96,6 +96,16 @@ class Stopped(_OfLibvirt):
 
 
 @dataclass(frozen=True, slots=True)
+class LeftBehind(_OfLibvirt):
+    """A libvirtd that was killed left the bridge; before 10.8 libvirt does not start over it."""
+
+    bridge: IfName
+
+    def __str__(self) -> str:
+        return f"is not active, and its old bridge {self.bridge} is in the way"
+
+
+@dataclass(frozen=True, slots=True)
 class AutostartDiffers(_OfLibvirt):
     want: bool
 
@@ -179,6 +189,16 @@ class StartNetwork(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveStrayBridge(Action):
+    """Unless something has been plugged into it since."""
+
+    bridge: IfName
+
+    def __str__(self) -> str:
+        return f"remove the left over bridge {self.bridge}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestartNetwork(Action):
     network: str
 
@@ -213,7 +233,7 @@ def diff(
         if have.autostart is not want.autostart:
             yield AutostartDiffers(name, want.autostart)
         if have.live is None:
-            yield _stopped(want, have, links)
+            yield _stopped(want, have, libvirt, links)
         else:
             yield from _live(want, have.live)
             if not want.mode.has_own_bridge and want.bridge and want.bridge not in links:
@@ -312,6 +332,9 @@ def plan(drift: Sequence[Drift], policy: Policy, observed: Observed) -> list[Act
                 )
             case Stopped(network=name):
                 actions.append(StartNetwork(objects=objects, reason=reason, network=name))
+            case LeftBehind(network=name, bridge=bridge):
+                actions.append(RemoveStrayBridge(objects=objects, reason=reason, bridge=bridge))
+                actions.append(StartNetwork(objects=objects, reason=reason, network=name))
             case AutostartDiffers(network=name, want=want):
                 actions.append(SetAutostart(objects=objects, reason=reason, network=name, on=want))
             case Unexpected(network=name):
@@ -328,6 +351,7 @@ _ORDER: tuple[type[Action], ...] = (
     UpdateDhcp,
     SetUplink,
     RestartNetwork,
+    RemoveStrayBridge,
     StartNetwork,
 )
 
@@ -341,18 +365,23 @@ def _bridge_is_libvirts_only(name: str, observed: Observed) -> bool:
 
 
 def _stopped(
-    want: NetworkPolicy, have: Network, links: Mapping[IfName, Link]
-) -> Stopped | Conflict | Wait:
+    want: NetworkPolicy, have: Network, libvirt: Libvirt, links: Mapping[IfName, Link]
+) -> Stopped | LeftBehind | Conflict | Wait:
     if not want.mode.has_own_bridge and want.bridge and want.bridge not in links:
         return _waits(want)
     bridge = want.bridge or (have.config.bridge if have.config else None)
     link = links.get(bridge) if bridge and want.mode.has_own_bridge else None
     own_mac = have.config.mac if have.config else None
-    if link is not None and link.mac != own_mac:  # else libvirt is just starting the network
+    if link is not None and link.mac != own_mac:
         # libvirt would fail to start the network, and delete the other bridge while failing.
         wrong = f"cannot start: a link named {bridge} exists that is not libvirt's"
         return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
-    return Stopped(want.name)
+    if link is None or want.name not in libvirt.blocked:
+        return Stopped(want.name)  # with a link libvirt may just be starting the network
+    if link.kind != "bridge" or any(port.master == link.name for port in links.values()):
+        wrong = f"cannot start: its bridge {bridge} is there already, and in use"
+        return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
+    return LeftBehind(want.name, link.name)
 
 
 def _waits(want: NetworkPolicy) -> Wait:
