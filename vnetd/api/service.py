@@ -72,6 +72,7 @@ class Service:
         """Stay on the bus, and come back when it does. Until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             self._tasks.create_task(self._tree.announce())
+            await self._tree.has_objects.wait()  # before callers find the name
             while True:
                 try:
                     await self._serve()

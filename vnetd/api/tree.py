@@ -62,6 +62,7 @@ class Tree:
         self._introspected: dict[str, str] = {}
         self._news: deque[Status | Callable[[], None]] = deque()
         self._told = asyncio.Event()
+        self.has_objects = asyncio.Event()
 
     # -- to write
 
@@ -99,6 +100,7 @@ class Tree:
         for path in gone:
             self.remove(path)
             await pause.between()
+        self.has_objects.set()
 
     def put(self, path: str, fact: Fact) -> None:
         old = self._nodes.get(path)
