@@ -21,6 +21,7 @@ from vnetd.core.model import (
 )
 from vnetd.core.policy import NetworkPolicy, Policy
 
+_DEFAULT_MTU = 1500
 _NEW_MAC = "guests reach the host again when they have looked up its new MAC, up to 60 s"
 _LEAST_DELAY = 2.0
 
@@ -125,7 +126,10 @@ def diff(
             yield _in_the_way(live, link, now)
             continue
         network, want = libvirt.networks[live.name], policy.networks.get(live.name)
-        if found := _differences(wanted(network, want), link):
+        values = wanted(network, want)
+        if link.mtu < (least := _least_mtu(link, libvirt, links)):
+            values.setdefault("mtu", least)
+        if found := _differences(values, link):
             yield BridgeDiffers(live.name, live.bridge, found)
         for address in live.addresses:
             if address not in link.addresses:
@@ -159,6 +163,8 @@ def plan(drift: Iterable[Drift], policy: Policy, libvirt: Libvirt) -> Iterator[A
                 keys = {difference.key for difference in differences}
                 keys |= {"delay"} if "stp" in keys else set()  # the kernel has changed it as well
                 values = {key: value for key, value in values.items() if key in keys}
+                if "mtu" in keys:  # which need not be in anybody's definition
+                    values["mtu"] = next(int(x.want) for x in differences if x.key == "mtu")
                 yield _settings(objects, reason, bridge, values)
             case AddressMissing(bridge=bridge, address=address):
                 yield AddAddress(objects=objects, reason=reason, bridge=bridge, address=address)
@@ -183,6 +189,15 @@ def wanted(network: Network, want: NetworkPolicy | None) -> dict[str, object]:
         # The kernel takes no less with STP on.
         values["delay"] = max(base.delay, _LEAST_DELAY) if values.get("stp") else base.delay
     return values
+
+
+def _least_mtu(link: Link, libvirt: Libvirt, links: Mapping[IfName, Link]) -> int:
+    """Of a bridge whose network leaves it open: the kernel's default, or that of a port that has
+    less and is to. More is somebody's wish.
+    """
+    of_guests = {tap.device: tap.mtu or _DEFAULT_MTU for tap in libvirt.taps}
+    ports = [port for port in links.values() if port.master == link.name]
+    return min([_DEFAULT_MTU, *(of_guests.get(port.name, port.mtu) for port in ports)])
 
 
 def _differences(values: Mapping[str, object], link: Link) -> tuple[Difference, ...]:
