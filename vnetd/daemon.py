@@ -34,13 +34,13 @@ from vnetd.backends.sysctls import Sysctls
 from vnetd.backends.zoned import Zoned
 from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
-from vnetd.core import why
+from vnetd.core import policy_text, why
 from vnetd.core.actions import Action
 from vnetd.core.model import Cause, Lease
 from vnetd.core.record import Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer
-from vnetd.errors import BackendError, PolicyError
+from vnetd.errors import BackendError, PolicyError, VnetdError
 from vnetd.instance import Instance
 from vnetd.reconcile import Progress, Reconciler
 from vnetd.trigger import Clock
@@ -151,6 +151,12 @@ class _Daemon:
         observed, found = await self._reconciler.look()
         asked = why.question(observed, subject, destination)
         return why.answer(asked, self._reconciler.policy, observed, found, await scene.look(asked))
+
+    async def host_policy(self) -> str:
+        observed, _ = await self._reconciler.look()
+        if observed.libvirt is None:
+            raise VnetdError("libvirt has not answered yet: there is nothing to import")
+        return policy_text.render(observed.libvirt.networks.values())
 
     async def leases(self, network: str) -> Sequence[Lease]:
         return await self._libvirtd.leases(network)

@@ -106,3 +106,16 @@ def test_observe_mode_reports_and_changes_nothing(box: Hypervisor) -> None:
     box.write(CONFIG, FIVE_NETWORKS)
     box.wait_for_state("converged")
     assert box.rules() != broken
+
+
+def test_an_imported_policy_changes_nothing(box: Hypervisor) -> None:
+    imported = box.vnetctl("import").stdout
+    box.write("/run/box/imported.toml", imported)
+    assert box.vnetctl("check", "/run/box/imported.toml").returncode == 0
+    before = box.run("cat", "/etc/vnetd/vnetd.toml")
+    box.write("/etc/vnetd/vnetd.toml", imported)
+    assert box.vnetctl("reload").returncode == 0
+    assert box.vnetctl_json("plan") == []
+    box.write("/etc/vnetd/vnetd.toml", before)
+    assert box.vnetctl("reload").returncode == 0
+    box.wait_for_state("converged")

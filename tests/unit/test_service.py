@@ -83,6 +83,9 @@ class Operations:
         assert 0 < limit <= 100
         return []
 
+    async def host_policy(self) -> str:
+        return ""
+
     def leases(self, _network: str) -> Any:
         return asyncio.sleep(0, [])
 

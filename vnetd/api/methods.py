@@ -44,6 +44,9 @@ class Operations(Protocol):
     async def why(self, subject: str, destination: str) -> Answer:
         """Raises VnetdError."""
 
+    async def host_policy(self) -> str:
+        """Raises VnetdError."""
+
     async def leases(self, network: str) -> Sequence[Lease]:
         """Of it, or of all that run ("" for none in particular). Raises VnetdError."""
 
@@ -82,6 +85,7 @@ class Methods:
             (names.MANAGER, "Why"): self._why,
             (names.MANAGER, "GetNetwork"): self._get_network,
             (names.MANAGER, "Leases"): self._leases,
+            (names.MANAGER, "HostPolicy"): self._host_policy,
             (names.MANAGER, "Pause"): self._pause,
             (names.MANAGER, "Resume"): self._resume,
             (names.MANAGER, "History"): self._history,
@@ -151,6 +155,10 @@ class Methods:
         if path not in self._tree:
             raise CallError(f"{ERROR}.NoSuchNetwork", f"there is no network {network}")
         return path
+
+    async def _host_policy(self, call: Call) -> Body:
+        async with self._look(call):
+            return [await self._operations.host_policy()]
 
     async def _leases(self, call: Call) -> Body:
         call.account.charge(_PAGE_COST)

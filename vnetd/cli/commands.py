@@ -160,6 +160,15 @@ async def history(arguments: argparse.Namespace) -> int:
     return OK
 
 
+async def import_(arguments: argparse.Namespace) -> int:
+    (policy,) = await _call("HostPolicy", seconds=_LONG_SECONDS)
+    if arguments.json:
+        render.print_json({"policy": policy})
+    else:
+        print(policy, end="")
+    return OK
+
+
 async def leases(arguments: argparse.Namespace) -> int:
     (found,) = await _call("Leases", "s", [arguments.network])
     if arguments.json:

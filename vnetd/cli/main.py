@@ -54,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "metrics": commands.metrics,
         "why": commands.why,
         "leases": commands.leases,
+        "import": commands.import_,
         "watch": commands.watch,
         "pause": commands.pause,
         "resume": commands.resume,
@@ -130,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
         help="also send packets from a guest made for it, and show where the kernel drops them; "
         "only root",
     )
+    add("import", "print a policy that has this host's networks as they are")
     add("leases", "show the DHCP leases of all networks, or of one").add_argument(
         "network", nargs="?", default="", metavar="NETWORK"
     )
