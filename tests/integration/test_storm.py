@@ -1,5 +1,5 @@
 """libvirt rewrites its rules while somebody flushes them, again and again: in the end they are
-there, each once. In all three firewalls. VNETD_STORM_SECONDS makes it longer.
+there, each once. In all three firewalls. ./dev test --long makes it longer.
 """
 
 from __future__ import annotations
