@@ -89,10 +89,10 @@ class Firewall:
             ruleset = Ruleset(world, chains, self._left | await self._iptables.others(world))
         if world is World.NFTABLES:
             settled = time.monotonic() - self._libvirt_wrote_at > _QUIET_SECONDS
-            ruleset = await nftables.read(settled=settled)
-            if not ruleset.settled and self._look_again is None:
+            if not settled and self._look_again is None:
                 loop = asyncio.get_running_loop()
                 self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
+            ruleset = await nftables.read(settled=settled)
             ruleset = replace(ruleset, elsewhere=await self._iptables.others(world))
         return replace(observed, firewall=ruleset)
 

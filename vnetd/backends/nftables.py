@@ -16,10 +16,6 @@ _CONFIGURATION = Path("/etc/libvirt/network.conf")
 
 
 async def read(*, settled: bool) -> Ruleset:
-    """settled: libvirt has not written for a while. Where what it remembers changes meanwhile it
-    has: rules and handles are then of different times.
-    """
-    _, before = await recorded()
     lists = await asyncio.gather(*(_list(family) for family in Family))
     rules: dict[Chain, tuple[str, ...]] = {}
     handles: dict[Chain, tuple[int, ...]] = {}
@@ -27,13 +23,8 @@ async def read(*, settled: bool) -> Ruleset:
         of_family = nft_list.parse(text, family)
         rules |= of_family[0]
         handles |= of_family[1]
-    _, remembered = await recorded()
     return Ruleset(
-        World.NFTABLES,
-        rules,
-        handles=handles,
-        remembered=remembered,
-        settled=settled and remembered == before,
+        World.NFTABLES, rules, handles=handles, remembered=(await recorded())[1], settled=settled
     )
 
 
