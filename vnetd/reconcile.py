@@ -33,6 +33,8 @@ ALL_SOURCES = frozenset(Source)
 # round; a plan that comes out the same again made no progress. After a flush libvirt's nftables
 # backend deletes rules that it has just installed: it may take several turns until all stand.
 _MOST_ROUNDS = 12
+# libvirt pokes when it answers; but the writer may have been somebody else.
+_REWRITE_SECONDS = 3.0
 _MOST_TRIES = 2
 
 
@@ -102,7 +104,8 @@ class Reconciler:
         self._busy = False
         """Somebody could not be read because of being at work."""
         self._rewriting = False
-        """And what is being written is rules: those that lack may be meant to go."""
+        """libvirt, which does not answer, writes rules: at its start it takes all out and in."""
+        self._look_again_at = 0.0
         self._pass_started: float | None = None
         self._resync_at = 0.0
 
@@ -190,7 +193,9 @@ class Reconciler:
         failed: Counter[Action] = Counter()
         self._contested = {}
         await self._observe(pokes.sources)
-        self._rewriting = self._busy and pokes.writing is not None
+        unanswering = self._busy or Source.LIBVIRT in self._unread
+        self._rewriting = unanswering and pokes.writing is not None
+        self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
         found, planned = self._think()
         tried: tuple[Action, ...] = ()
         done = 0
@@ -215,8 +220,8 @@ class Reconciler:
 
     async def _observe(self, sources: Iterable[Source]) -> None:
         wanted = set(sources)
-        if Source.LIBVIRT in wanted and self._goes_with_libvirt:
-            wanted.add(Source.FIREWALL)
+        if Source.LIBVIRT in wanted and self._is_legacy:
+            wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
         self._busy = False
         self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
@@ -425,13 +430,9 @@ class Reconciler:
         return self.observe_only or self.policy.enforcement is Enforcement.OBSERVE
 
     @property
-    def _goes_with_libvirt(self) -> bool:
-        """Rules are judged by what libvirt said before. Of new ones in iptables-legacy nobody
-        tells, and a stopped network's that are gone from nftables must not be deleted once more.
-        """
+    def _is_legacy(self) -> bool:
         ruleset = self._observed.firewall
-        worlds = (World.IPTABLES_LEGACY, World.NFTABLES)
-        return ruleset is not None and ruleset.world in worlds
+        return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
 
     @property
     def _paused(self) -> bool:
@@ -440,6 +441,8 @@ class Reconciler:
     def _idle_seconds(self) -> float:
         now = self._clock.monotonic()
         times = [self._resync_at]
+        if self._look_again_at:
+            times.append(self._look_again_at)
         times += [failure.not_before for failure in self._failures.values()]
         times += [failure.not_before for failure in self._unread.values() if failure.attempts]
         times += [self._fights[object_].not_before for object_ in self._contested]
