@@ -47,8 +47,6 @@ class Routes:
         """Links that went while the routes were read."""
         self._guests: dict[int, frozenset[HostAddress]] = {}
         """Of bridges whose guests the uplink's neighbours may ask for, by index."""
-        self._answering: frozenset[int] = frozenset()
-        """Links on which the host answers for others: when these lose their carrier it forgets."""
         self._rest_until = 0.0
 
     async def observe(self, observed: Observed) -> Observed:
@@ -64,8 +62,6 @@ class Routes:
         finally:
             now = time.monotonic()
             self._rest_until = now + _REST * (now - began)
-        answering = {proxy.dev for proxy in proxies}
-        self._answering = frozenset(i for i, name in self._names.items() if name in answering)
         if not self._gone.isdisjoint(self._names):
             self._changed.set()
         return replace(
@@ -115,8 +111,8 @@ class Routes:
         for index, gone in netlink.links(data):
             if gone:
                 self._gone.add(index)
-            if (gone and index in self._names) or index in self._answering:
-                self._changed.set()
+            if index in self._names:
+                self._changed.set()  # gone, or renamed, or answering for others
         for index, address in messages.neighbours(data):
             if index in self._guests and address not in self._guests[index]:
                 self._changed.set()

@@ -45,7 +45,7 @@ def refused(policy: Policy, observed: Observed) -> dict[str, tuple[str, ...]]:
         fresh = tuple(a.network for a in want.addresses if a.network not in had)
         if not fresh:
             continue
-        claim = _Claim(name, fresh, _bridges(want, have), want, _routed(want.mode))
+        claim = _Claim(name, fresh, _bridges(want, have, observed), want, _routed(want.mode))
         if texts := (*_clashes(claim, policy, observed), *_nameservers(want, fresh, observed)):
             verb = "cannot change" if running else "cannot start"
             found[name] = tuple(f"{verb}: {text}" for text in texts)
@@ -63,7 +63,7 @@ def diff(policy: Policy, kept: Sequence[Definition], observed: Observed) -> Iter
         claim = _Claim(
             live.name,
             (*subnets, *(route.to for route in static)),
-            _bridges(want, _network(live.name, observed)),
+            _bridges(want, _network(live.name, observed), observed),
             want,
             _routed(live.mode),
         )
@@ -155,10 +155,16 @@ def _network(name: str, observed: Observed) -> Network | None:
     return observed.libvirt.networks.get(name) if observed.libvirt else None
 
 
-def _bridges(want: NetworkPolicy | None, have: Network | None) -> frozenset[IfName | None]:
-    named = [want.bridge if want else None]
-    named += [item.bridge for item in (have.config, have.live) if item] if have else []
-    return frozenset(named) - {None}
+def _bridges(
+    want: NetworkPolicy | None, have: Network | None, observed: Observed
+) -> frozenset[IfName | None]:
+    """By their names, and by the MAC address of one that somebody has renamed."""
+    definitions = [item for item in (have.config, have.live) if item] if have else []
+    named = {want.bridge if want else None, *(item.bridge for item in definitions)}
+    macs = {item.mac for item in definitions} - {None}
+    links = (observed.links or {}).values()
+    named |= {link.name for link in links if link.kind == "bridge" and link.mac in macs}
+    return frozenset(named - {None})
 
 
 def _routed(mode: Mode) -> bool:
