@@ -92,7 +92,7 @@ def test_a_libvirt_that_may_only_be_read_is_still_watched(box: Hypervisor) -> No
     conf = box.run("cat", "/etc/libvirt/libvirtd.conf")
     box.write(
         "/etc/libvirt/libvirtd.conf",
-        conf.replace('rw = "none"', 'rw = "polkit"').replace("0700", "0777"),
+        conf.replace('rw = "none"', 'rw = "polkit"').replace("0770", "0777"),
     )
     box.kill("vnetd")
     box.kill("libvirtd", signal.SIGKILL)

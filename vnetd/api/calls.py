@@ -51,9 +51,8 @@ def address(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value)) if value else ""
     except ValueError:
-        raise invalid(
-            'the destination must be an IP address, or "" for the default gateway'
-        ) from None
+        right = 'the destination is one, or "" for the default gateway'
+        raise invalid(f"{clip(value)} is no IP address: {right}") from None
 
 
 def clip(text: str) -> str:
