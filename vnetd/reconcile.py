@@ -101,8 +101,6 @@ class Reconciler:
         self._contested: dict[str, str] = {}
         self._drifting: set[str] = set()
         self._conflicts: frozenset[Conflict] = frozenset()
-        self._busy = False
-        """Somebody could not be read because of being at work."""
         self._rewriting = False
         """libvirt, which does not answer, writes rules: at its start it takes all out and in."""
         self._look_again_at = 0.0
@@ -193,8 +191,7 @@ class Reconciler:
         failed: Counter[Action] = Counter()
         self._contested = {}
         await self._observe(pokes.sources)
-        unanswering = self._busy or Source.LIBVIRT in self._unread
-        self._rewriting = unanswering and pokes.writing is not None
+        self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
         self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
         found, planned = self._think()
         tried: tuple[Action, ...] = ()
@@ -222,7 +219,6 @@ class Reconciler:
         wanted = set(sources)
         if Source.LIBVIRT in wanted and self._is_legacy:
             wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
-        self._busy = False
         self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
             self._resync_at = self._clock.monotonic() + self.policy.resync
@@ -234,7 +230,6 @@ class Reconciler:
                 self._observed = await backend.observe(self._observed)
                 self._unread.pop(source, None)
             except BackendError as error:
-                self._busy = self._busy or isinstance(error, Busy)
                 failure = self._unread.setdefault(source, Failure(""))
                 if failure.why != str(error):
                     log.warning("%s: %s", source, error)
