@@ -51,8 +51,8 @@ def address(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value)) if value else ""
     except ValueError:
-        right = 'the destination is one, or "" for the default gateway'
-        raise invalid(f"{clip(value)} is no IP address: {right}") from None
+        right = 'the destination must be an IP address, or "" for the default gateway'
+        raise invalid(f"{right}: {clip(value)} is neither") from None
 
 
 def clip(text: str) -> str:
