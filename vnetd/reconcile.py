@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from vnetd.backends.base import Backend
 from vnetd.core.actions import Action
 from vnetd.core.desired import desired
 from vnetd.core.diff import Diff, diff
-from vnetd.core.drift import Conflict, Drift
-from vnetd.core.model import Cause, Observed, Ruleset, Source, World
-from vnetd.core.pacing import Failure, Fight
+from vnetd.core.model import Observed, Ruleset, Source, World
+from vnetd.core.pacing import Failure
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
-from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Circumstances, Status, status
 from vnetd.errors import BackendError, Busy, NotConnected
+from vnetd.incidents import Incidents, Recorder
 from vnetd.trigger import Clock, Pokes, Trigger
 
 log = logging.getLogger(__name__)
@@ -46,29 +45,8 @@ def _untold(_done: int, _total: int, _step: str) -> None:
     pass
 
 
-class Publisher(Protocol):
+class Publisher(Recorder, Protocol):
     def publish(self, status: Status) -> None: ...
-
-    def drift_detected(self, object_: str, drift: Sequence[str], cause: Cause | None) -> None: ...
-
-    def recorded(self, record: Record) -> None: ...
-
-
-@dataclass(slots=True)
-class _Incident:
-    """Drift of one object within one pass."""
-
-    drift: tuple[str, ...]
-    cause: Cause | None
-    actions: list[str] = field(default_factory=list)
-    error: str = ""
-    tried: set[Source] = field(default_factory=set)
-    failed: set[Source] = field(default_factory=set)
-    """Systems whose actions were tried for it, and those of them that refused one."""
-    gave_up: bool = False
-    """The last action was refused: drift that is gone all the same was given up, not mended."""
-    ended: float | None = None
-    """When it was first seen to be right again, until it is not."""
 
 
 class Reconciler:
@@ -95,12 +73,7 @@ class Reconciler:
         self._paused_until = 0.0
         self._troubles: dict[str, tuple[str, ...]] = {}
         self._unread: dict[Source, Failure] = {}
-        self._failures: dict[tuple[str, Source], Failure] = {}
-        """By object, and system that its action is for: the others go on."""
-        self._fights: dict[str, Fight] = {}
-        self._contested: dict[str, str] = {}
-        self._drifting: set[str] = set()
-        self._conflicts: frozenset[Conflict] = frozenset()
+        self._incidents = Incidents(publisher, clock)
         self._rewriting = False
         """libvirt, which does not answer, writes rules: at its start it takes all out and in."""
         self._look_again_at = 0.0
@@ -143,7 +116,8 @@ class Reconciler:
 
     async def reconcile(self, progress: Progress = _untold) -> Status:
         """One full pass, now, whatever was to be waited for."""
-        for failure in (*self._failures.values(), *self._unread.values()):
+        self._incidents.wait_no_more()
+        for failure in self._unread.values():
             failure.not_before = 0.0
         pokes = Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["asked to"])
         return await self._pass(pokes, progress, insist=True)
@@ -187,9 +161,8 @@ class Reconciler:
 
     async def _pass_through(self, pokes: Pokes, progress: Progress) -> Status:
         log.debug("pass: %s", ", ".join(pokes.reasons))
-        incidents: dict[str, _Incident] = {}
         failed: Counter[Action] = Counter()
-        self._contested = {}
+        self._incidents.begin()
         await self._observe(pokes.sources)
         self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
         self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
@@ -197,22 +170,23 @@ class Reconciler:
         tried: tuple[Action, ...] = ()
         done = 0
         for _ in range(_MOST_ROUNDS):
-            self._note(found, pokes, incidents)
+            self._incidents.note(found, pokes.causes)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
             if not actions or actions == tried or self._stopping.is_set():
                 break
             if not all(action.quick for action in actions):
-                self._announce(incidents)
+                self._incidents.announce()
                 self._publish(found, healing=True)
             self._observed = replace(self._observed, insist=False)
-            failed.update(await self._apply(actions, incidents, done, progress))
+            failed.update(await self._apply(actions, done, progress))
             done += len(actions)
             await self._observe(self._touched(actions))
             tried = actions
             found, planned = self._think()
-            self._mark_ended(found, incidents)
-        self._announce(incidents)
-        self._conclude(found, planned, incidents, pokes.first)
+            self._incidents.mark_ended(found)
+        self._incidents.announce()
+        due = frozenset((o, self._backend(x).source) for x in planned for o in x.objects)
+        self._incidents.conclude(found, due, pokes.first)
         return self._publish(found, healing=False)
 
     async def _observe(self, sources: Iterable[Source]) -> None:
@@ -250,61 +224,19 @@ class Reconciler:
             self._remembered = self._observed.firewall
         return found, actions
 
-    def _note(self, found: Diff, pokes: Pokes, incidents: dict[str, _Incident]) -> None:
-        """Open an incident for each object with drift that has none yet in this pass."""
-        now = self._clock.monotonic()
-        for object_, items in _by_object(found.drift).items():
-            drift = tuple(str(item) for item in items)
-            if object_ in incidents:
-                incident = incidents[object_]
-                incident.drift = tuple(dict.fromkeys((*incident.drift, *drift)))
-                continue
-            causes = [pokes.causes.get(item.source) for item in items]
-            cause = next((cause for cause in causes if cause is not None), None)
-            incidents[object_] = _Incident(drift, cause)
-            fight = self._fights.setdefault(object_, Fight())
-            if fight.must_wait(drift, now):
-                self._contest(object_, fight, incidents[object_])
-
-    def _contest(self, object_: str, fight: Fight, incident: _Incident) -> None:
-        who = str(incident.cause) if incident.cause else "somebody"
-        wait = fight.not_before - self._clock.monotonic()
-        why = f"{who} undoes the same repair again and again; next repair in {wait:.0f} s"
-        self._contested[object_] = why
-        if not fight.told:
-            fight.told = True
-            self._record(object_, incident, Outcome.CONFLICT, 0, why)
-
-    def _announce(self, incidents: Mapping[str, _Incident]) -> None:
-        for object_, incident in incidents.items():
-            if object_ not in self._drifting:
-                self._drifting.add(object_)
-                self._publisher.drift_detected(object_, incident.drift, incident.cause)
-
     def _may(self, action: Action) -> bool:
-        if self._observing or self._paused or self._backend(action).source in self._unread:
+        source = self._backend(action).source
+        if self._observing or self._paused or source in self._unread:
             return False
-        now, source = self._clock.monotonic(), self._backend(action).source
         if self._rewriting and source is Source.FIREWALL:
             return False
-
-        def waits(object_: str) -> bool:
-            failure, fight = self._failures.get((object_, source)), self._fights.get(object_)
-            return bool(
-                (failure and now < failure.not_before) or (fight and now < fight.not_before)
-            )
-
-        return not action.objects or not all(waits(object_) for object_ in action.objects)
+        return self._incidents.may(action, source)
 
     def _backend(self, action: Action) -> Backend:
         return next(b for b in self._backends if isinstance(action, b.actions))
 
     async def _apply(
-        self,
-        actions: Sequence[Action],
-        incidents: Mapping[str, _Incident],
-        before: int,
-        progress: Progress,
+        self, actions: Sequence[Action], before: int, progress: Progress
     ) -> list[Action]:
         """Run the actions in order; returns those that failed. before: done in rounds before."""
         failed = []
@@ -312,7 +244,6 @@ class Reconciler:
             if self._stopping.is_set():
                 break
             progress(done, before + len(actions), str(action))
-            of_action = [incidents[o] for o in action.objects if o in incidents]
             backend = self._backend(action)
             log.info("%s (%s)", str(action), action.reason)
             try:
@@ -320,25 +251,10 @@ class Reconciler:
             except BackendError as error:
                 log.warning("%s: %s", str(action), error)
                 failed.append(action)
-                for incident in of_action:
-                    incident.error = str(error)
-                    incident.failed.add(backend.source)
-                    incident.gave_up = True
+                self._incidents.refused(action, backend.source, str(error))
             else:
-                for incident in of_action:
-                    incident.gave_up = False
-                    incident.actions.append(str(action))
-                    incident.tried.add(backend.source)
+                self._incidents.done(action, backend.source)
         return failed
-
-    def _mark_ended(self, found: Diff, incidents: Mapping[str, _Incident]) -> None:
-        """The pass may go on with others for long."""
-        left = _by_object(found.drift)
-        for object_, incident in incidents.items():
-            if object_ in left:
-                incident.ended = None
-            elif incident.ended is None:
-                incident.ended = self._clock.monotonic()
 
     def _touched(self, actions: Iterable[Action]) -> set[Source]:
         """A network that starts or stops changes links and rules as well; a bridge is a link."""
@@ -347,68 +263,13 @@ class Reconciler:
             touched.add(Source.LINKS)
         return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
 
-    def _conclude(
-        self,
-        found: Diff,
-        planned: Iterable[Action],
-        incidents: Mapping[str, _Incident],
-        notice: float,
-    ) -> None:
-        """planned: what would have to be done now."""
-        now = self._clock.monotonic()
-        ms = round((now - notice) * 1000)
-        left = _by_object(found.drift)
-        for object_, incident in incidents.items():
-            if object_ not in left:
-                self._drifting.discard(object_)
-                if incident.gave_up:
-                    self._record(object_, incident, Outcome.FAILED, ms, incident.error)
-                elif incident.actions:
-                    self._fights[object_].healed(now)
-                    took = round(((incident.ended or now) - notice) * 1000)
-                    self._record(object_, incident, Outcome.REPAIRED, took)
-            elif incident.actions or incident.error:
-                why = incident.error or "the repair did not hold"
-                # What was done well may have been undone by what failed behind it.
-                keys = [(object_, source) for source in incident.failed or incident.tried]
-                failures = [self._failures.setdefault(key, Failure("")) for key in keys]
-                if all(failure.why != why for failure in failures):
-                    self._record(object_, incident, Outcome.FAILED, ms, why)
-                for failure in failures:
-                    failure.again(why, now)
-        self._drifting &= set(left)
-        due = {(object_, self._backend(x).source) for x in planned for object_ in x.objects}
-        self._failures = {key: it for key, it in self._failures.items() if key in due}
-        given_up = {object_ for object_, incident in incidents.items() if incident.gave_up}
-        for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):
-            if conflict.object in given_up:
-                continue  # told as a failure
-            incident = _Incident((conflict.text,), conflict.cause)
-            self._record(conflict.object, incident, Outcome.CONFLICT, ms)
-        self._conflicts = frozenset(found.conflicts)
-
-    def _record(
-        self, object_: str, incident: _Incident, outcome: Outcome, ms: int, why: str = ""
-    ) -> None:
-        record = Record(
-            time=self._clock.utcnow().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            object=object_,
-            drift=incident.drift,
-            cause=incident.cause,
-            actions=(*incident.actions, *((why,) if why else ())),
-            ms=ms,
-            outcome=outcome,
-            sources=frozenset(incident.tried),
-        )
-        self._publisher.recorded(record)
-
     def _publish(self, found: Diff, *, healing: bool) -> Status:
         unread = [f"{source}: {failure.why}" for source, failure in self._unread.items()]
         now = Circumstances(
             paused=self._paused,
             healing=healing,
-            failures={object_: failure.why for (object_, _), failure in self._failures.items()},
-            fights=self._contested,
+            failures=self._incidents.failures,
+            fights=self._incidents.contested,
             troubles=[text for texts in self._troubles.values() for text in texts] + unread,
         )
         policy = self.policy
@@ -435,22 +296,13 @@ class Reconciler:
 
     def _idle_seconds(self) -> float:
         now = self._clock.monotonic()
-        times = [self._resync_at]
+        times = [self._resync_at, *self._incidents.times()]
         if self._look_again_at:
             times.append(self._look_again_at)
-        times += [failure.not_before for failure in self._failures.values()]
         times += [failure.not_before for failure in self._unread.values() if failure.attempts]
-        times += [self._fights[object_].not_before for object_ in self._contested]
         if self._paused:
             times.append(self._paused_until)
         return max(0.0, min(times) - now)
 
     def _due(self) -> Pokes:
         return Pokes(self._clock.monotonic(), set(ALL_SOURCES), ["resync"])
-
-
-def _by_object(drift: Iterable[Drift]) -> dict[str, list[Drift]]:
-    found: dict[str, list[Drift]] = {}
-    for item in drift:
-        found.setdefault(item.object, []).append(item)
-    return found

@@ -109,7 +109,7 @@ async def test_a_failing_repair_is_recorded_once_and_tried_ever_more_slowly(w: W
     for _ in range(40):
         seen = len(w.published.records)
         assert await w.look() is State.DEGRADED
-        tries.append(w.reconciler._failures["network/a", Source.LIBVIRT].attempts)
+        tries.append(w.reconciler._incidents._failures["network/a", Source.LIBVIRT].attempts)
         assert len(w.published.records) == (1 if seen == 0 else seen)
         w.now += 1
     assert tries[-1] <= 7
