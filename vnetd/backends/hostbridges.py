@@ -7,18 +7,18 @@ import errno
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vnetd.backends import cards, netlink, uplinks
 from vnetd.backends import rtnetlink as rt
 from vnetd.backends.base import Poke
+from vnetd.backends.iproute import IPRouteThread
+from vnetd.backends.link_messages import vlan_flags
 from vnetd.backends.managers import Managers
 from vnetd.backends.uplinks import Notes, Stage
 from vnetd.core.actions import Action
@@ -37,8 +37,6 @@ from vnetd.errors import BackendError
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-_VLAN_PVID, _VLAN_UNTAGGED = 2, 4
 _CARRIER_SECONDS = 0.3
 _NAMES_SECONDS = 1.0
 # Times are in 1/100 s.
@@ -74,41 +72,39 @@ class HostBridges:
         self._notes = Notes(runtime / "uplinks")
         self._managers = Managers()
         self._events = netlink.open_route_events()
-        # pyroute2's socket belongs to the thread that made it.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hostbridges")
+        self._rtnetlink = IPRouteThread("hostbridges")
         self._kernel = rt.Rtnetlink()
-        self._netlink: Any = None
         self._indexes: frozenset[int] = frozenset()
         self._awaited: frozenset[str] = frozenset()
         self._awaits = asyncio.Event()
         # Before anything else: the host may be cut off.
-        self._thread.submit(self._put_back)
+        self._rtnetlink.submit(self._put_back)
 
     async def observe(self, observed: Observed) -> Observed:
         links = observed.links
         if links is None:
             return observed
-        found = await self._call(lambda: self._read(observed, links), "uplinks")
+        found = await self._rtnetlink.call(lambda: self._read(observed, links), "uplinks")
         (self._awaits.set if self._awaited else self._awaits.clear)()
         return replace(observed, uplinks=found)
 
     async def apply(self, action: Action) -> None:
         match action:
             case MakeBridge(policy=policy):
-                await self._call(lambda: self._make(action), policy.name)
+                await self._rtnetlink.call(lambda: self._make(action), policy.name)
             case SetHostBridge(bridge=bridge):
-                await self._call(lambda: self._set(bridge, dict(action.values)), bridge)
+                await self._rtnetlink.call(lambda: self._set(bridge, dict(action.values)), bridge)
             case TakeUplink(uplink=uplink):
-                await self._call(lambda: self._take(action), uplink)
+                await self._rtnetlink.call(lambda: self._take(action), uplink)
             case ReleaseUplink(policy=policy, uplink=uplink):
                 stay = policy.addresses
-                await self._call(lambda: self._release(policy.name, uplink, stay), uplink)
+                await self._rtnetlink.call(lambda: self._release(policy.name, uplink, stay), uplink)
             case SetPort(uplink=uplink):
-                await self._call(lambda: self._set_port(action), uplink)
+                await self._rtnetlink.call(lambda: self._set_port(action), uplink)
             case AddRoutes(bridge=bridge):
-                await self._call(lambda: self._add_routes(action), bridge)
+                await self._rtnetlink.call(lambda: self._add_routes(action), bridge)
             case RemoveBridge(bridge=bridge):
-                await self._call(lambda: self._remove(action), bridge)
+                await self._rtnetlink.call(lambda: self._remove(action), bridge)
             case _:
                 raise AssertionError(action)
 
@@ -128,33 +124,10 @@ class HostBridges:
         while True:
             await self._awaits.wait()
             await asyncio.sleep(_NAMES_SECONDS)
-            if await self._call(self._has_come, "uplinks"):
+            if await self._rtnetlink.call(self._has_come, "uplinks"):
                 poke(Source.LINKS, self.source, reason="an uplink has come")
 
-    async def _call(self, work: Callable[[], _T], what: str) -> _T:
-        """Raises BackendError where the kernel refuses."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._thread, work)
-        except (OSError, NetlinkError) as error:
-            raise BackendError(f"{what}: {error}") from error
-
     # -- in the thread
-
-    def _open(self) -> Any:
-        if self._netlink is None:
-            self._netlink = IPRoute()
-        return self._netlink
-
-    def _index(self, name: IfName) -> int:
-        found = self._find(name)
-        if found is None:
-            raise OSError(errno.ENODEV, "no such link")
-        return found
-
-    def _find(self, name: IfName) -> int | None:
-        found = self._open().link_lookup(ifname=name)
-        return int(found[0]) if found else None
 
     def _read(self, observed: Observed, links: Mapping[IfName, Link]) -> Uplinks:
         notes = self._notes.all()
@@ -213,21 +186,17 @@ class HostBridges:
         return {name: frozenset(routes) for name, routes in found.items()}
 
     def _make(self, action: MakeBridge) -> None:
-        ipr, want = self._open(), action.policy
+        want = action.policy
         mac = {} if action.mac is None else {"address": action.mac}
-        try:
-            ipr.link("add", ifname=want.name, kind="bridge", **mac)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-        index = self._index(want.name)
-        ipr.link("set", index=index, IFLA_IFALIAS=MARK)
+        self._rtnetlink.add_bridge(want.name, **mac)
+        index = self._rtnetlink.index(want.name)
+        self._rtnetlink.ipr.link("set", index=index, IFLA_IFALIAS=MARK)
         values = {key: getattr(want, key) for key in ("mtu", *_ATTRIBUTES)}
         self._set(want.name, {k: _shown(v) for k, v in values.items() if v is not None})
 
     def _set(self, bridge: IfName, values: Mapping[str, str]) -> None:
         """STP off comes before its times, on after them: with STP on some are out of range."""
-        ipr, index = self._open(), self._index(bridge)
+        ipr, index = self._rtnetlink.ipr, self._rtnetlink.index(bridge)
         plain: dict[str, object] = {"state": "up"}
         if "mac" in values:
             plain["address"] = values["mac"]
@@ -251,10 +220,10 @@ class HostBridges:
                 raise
 
     def _take(self, action: TakeUplink) -> None:
-        ipr, want, name = self._open(), action.policy, action.uplink
-        bridge, index = self._index(want.name), self._index(name)
+        ipr, want, name = self._rtnetlink.ipr, action.policy, action.uplink
+        bridge, index = self._rtnetlink.index(want.name), self._rtnetlink.index(name)
         note, neighbours = uplinks.look(self._kernel, want.name, name, index, repr(want))
-        plugged = _master(ipr, index) == bridge
+        plugged = self._rtnetlink.link(index).get_attr("IFLA_MASTER") == bridge
         for each in (bridge, index):
             ipr.link("set", index=each, state="up")
         witnesses = [] if plugged else uplinks.witnesses(self._kernel, note, neighbours)
@@ -264,7 +233,7 @@ class HostBridges:
         if action.pause_stp:
             ipr.link("set", index=bridge, kind="bridge", br_stp_state=0)
         try:
-            uplinks.move(self._kernel, note, bridge, lambda: _wait_for_carrier(ipr, bridge))
+            uplinks.move(self._kernel, note, bridge, lambda: self._wait_for_carrier(bridge))
             if silent := uplinks.ask(self._kernel, bridge, witnesses) if witnesses else []:
                 who = ", ".join(str(host) for host in silent)
                 raise BackendError(f"{who} did not answer through bridge {want.name}")
@@ -273,11 +242,19 @@ class HostBridges:
             self._undo(replace(note, why=why))
             raise BackendError(why) from error
         finally:
-            if action.pause_stp and (still := self._find(want.name)) is not None:
+            if action.pause_stp and (still := self._rtnetlink.find(want.name)) is not None:
                 ipr.link("set", index=still, kind="bridge", br_stp_state=1)
         if want.mtu is not None:  # the kernel sets it to the smallest of the ports'
             ipr.link("set", index=bridge, mtu=want.mtu)
         self._notes.write(replace(uplinks.merged(old, note), stage=Stage.TAKEN))
+
+    def _wait_for_carrier(self, bridge: int) -> None:
+        """It sends nothing before; a cable may be out, so not for long."""
+        deadline = time.monotonic() + _CARRIER_SECONDS
+        while time.monotonic() < deadline:
+            if self._rtnetlink.link(bridge).get_attr("IFLA_OPERSTATE") == "UP":
+                return
+            time.sleep(0.002)
 
     def _put_back(self) -> None:
         """What a vnetd before this one was killed over."""
@@ -291,16 +268,16 @@ class HostBridges:
                     log.error("bridge/%s: %s", note.bridge, error)
 
     def _undo(self, note: uplinks.Note) -> None:
-        uplink, bridge = self._find(note.uplink), self._find(note.bridge)
+        uplink, bridge = self._rtnetlink.find(note.uplink), self._rtnetlink.find(note.bridge)
         if uplink is not None:
             uplinks.undo(self._kernel, note, uplink, bridge)
         self._delete_if_idle(note.bridge)
         self._notes.write(replace(note, stage=Stage.REFUSED))
 
     def _release(self, bridge: IfName, uplink: IfName, stay: Iterable[Any]) -> None:
-        note, index = self._notes.of(uplink), self._find(uplink)
+        note, index = self._notes.of(uplink), self._rtnetlink.find(uplink)
         if note is not None and index is not None:
-            uplinks.undo(self._kernel, note, index, self._find(bridge), stay)
+            uplinks.undo(self._kernel, note, index, self._rtnetlink.find(bridge), stay)
         self._notes.drop(uplink)
 
     def _remove(self, action: RemoveBridge) -> None:
@@ -310,23 +287,22 @@ class HostBridges:
 
     def _delete_if_idle(self, bridge: IfName) -> None:
         """One that vnetd made, and that nothing is plugged into."""
-        ipr, index = self._open(), self._find(bridge)
+        ipr, index = self._rtnetlink.ipr, self._rtnetlink.find(bridge)
         if index is None:
             return
-        (link,) = ipr.get_links(index)
-        ports = [port for port in ipr.get_links() if port.get_attr("IFLA_MASTER") == index]
-        if link.get_attr("IFLA_IFALIAS") == MARK and not ports:
+        made = self._rtnetlink.link(index).get_attr("IFLA_IFALIAS") == MARK
+        if made and not self._rtnetlink.ports(index):
             ipr.link("del", index=index)
 
     def _set_port(self, action: SetPort) -> None:
-        ipr, index, port = self._open(), self._index(action.uplink), action.port
+        ipr, index, port = self._rtnetlink.ipr, self._rtnetlink.index(action.uplink), action.port
         if action.mtu is not None:
             ipr.link("set", index=index, mtu=action.mtu)
         if port.isolated is not None:
             ipr.brport("set", index=index, isolated=int(port.isolated))
         for vlan in sorted(port.vlans or ()):
-            flags = _VLAN_PVID * vlan.pvid | _VLAN_UNTAGGED * vlan.untagged
-            ipr.vlan_filter("add", index=index, vlan_info={"vid": vlan.id, "flags": flags})
+            info = {"vid": vlan.id, "flags": vlan_flags(vlan)}
+            ipr.vlan_filter("add", index=index, vlan_info=info)
         for number in action.unwanted:
             ipr.vlan_filter("del", index=index, vlan_info={"vid": number, "flags": 0})
         ipr.link("set", index=index, state="up")
@@ -335,7 +311,7 @@ class HostBridges:
         """As the uplink had them, where it brought them. A route to the same place by another
         gateway goes, once this one is there: the first of two would be the one in use.
         """
-        bridge = self._index(action.bridge)
+        bridge = self._rtnetlink.index(action.bridge)
         notes = [note for note in self._notes.all() if note.bridge == action.bridge]
         brought = {
             rt.route(body): rt.route_at(body, note.index, bridge)
@@ -356,21 +332,6 @@ class HostBridges:
 
 def _taken(notes: Iterable[uplinks.Note]) -> tuple[Any, ...]:
     return tuple(note.taken() for note in notes if note.stage is Stage.TAKEN)
-
-
-def _master(ipr: Any, index: int) -> int:
-    (link,) = ipr.get_links(index)
-    return int(link.get_attr("IFLA_MASTER") or 0)
-
-
-def _wait_for_carrier(ipr: Any, bridge: int) -> None:
-    """It sends nothing before; a cable may be out, so not for long."""
-    deadline = time.monotonic() + _CARRIER_SECONDS
-    while time.monotonic() < deadline:
-        (link,) = ipr.get_links(bridge)
-        if link.get_attr("IFLA_OPERSTATE") == "UP":
-            return
-        time.sleep(0.002)
 
 
 def _shown(value: object) -> str:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vnetd.backends import link_messages as messages
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
+from vnetd.backends.iproute import IPRouteThread
 from vnetd.backends.link_events import LinkEvents
 from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import AddAddress, RemakeBridge, RenameBridge, SetBridge
 from vnetd.core.keep.networks import RemoveStrayBridge
 from vnetd.core.keep.taps import PlugTap, SetTap, TapSettings
 from vnetd.core.model import Address, IfName, Link, Observed, Source
-from vnetd.errors import BackendError
-
-_T = TypeVar("_T")
 
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
 # linux/if.h and linux/neighbour.h
@@ -49,35 +42,33 @@ class Links:
 
     def __init__(self) -> None:
         self._events = LinkEvents()
-        # pyroute2's socket belongs to the thread that made it.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rtnetlink")
-        self._netlink: Any = None
+        self._rtnetlink = IPRouteThread("rtnetlink")
         self._asking = netlink.open_route()
 
     async def observe(self, observed: Observed) -> Observed:
         self._events.begin_look(observed.links_of_interest)
         taps = observed.libvirt.taps if observed.libvirt else ()
         limited = any(tap.qdiscs for tap in taps)
-        links = await self._call(lambda: self._read(with_qdiscs=limited), "links")
+        links = await self._rtnetlink.call(lambda: self._read(with_qdiscs=limited), "links")
         self._events.end_look(links)
         return replace(observed, links=links)
 
     async def apply(self, action: Action) -> None:
         match action:
             case SetBridge(bridge=bridge):
-                await self._call(lambda: self._set_bridge(action), bridge)
+                await self._rtnetlink.call(lambda: self._set_bridge(action), bridge)
             case AddAddress(bridge=bridge, address=address):
-                await self._call(lambda: self._add_address(bridge, address), bridge)
+                await self._rtnetlink.call(lambda: self._add_address(bridge, address), bridge)
             case RemakeBridge(settings=SetBridge(bridge=bridge)):
-                await self._call(lambda: self._make_bridge(action), bridge)
+                await self._rtnetlink.call(lambda: self._make_bridge(action), bridge)
             case RemoveStrayBridge(bridge=bridge):
-                await self._call(lambda: self._remove_bridge(bridge), bridge)
+                await self._rtnetlink.call(lambda: self._remove_bridge(bridge), bridge)
             case RenameBridge(bridge=bridge):
-                await self._call(lambda: self._rename(action), bridge)
+                await self._rtnetlink.call(lambda: self._rename(action), bridge)
             case PlugTap(tap=tap):
-                await self._call(lambda: self._plug(action), tap)
+                await self._rtnetlink.call(lambda: self._plug(action), tap)
             case SetTap(tap=tap, settings=settings):
-                await self._call(lambda: self._set_tap(tap, settings), tap)
+                await self._rtnetlink.call(lambda: self._set_tap(tap, settings), tap)
             case _:
                 raise AssertionError(action)
 
@@ -86,19 +77,6 @@ class Links:
             poke(self.source, Source.UPLINKS, Source.SYSCTLS, reason=reason)
 
         await self._events.watch(look)
-
-    async def _call(self, work: Callable[[], _T], what: str) -> _T:
-        """Raises BackendError where the kernel refuses."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._thread, work)
-        except (OSError, NetlinkError) as error:
-            raise BackendError(f"{what}: {error}") from error
-
-    def _open(self) -> Any:
-        if self._netlink is None:
-            self._netlink = IPRoute()
-        return self._netlink
 
     def _read(self, *, with_qdiscs: bool) -> dict[IfName, Link]:
         for _ in range(_MOST_READINGS - 1):
@@ -119,15 +97,8 @@ class Links:
     def _dump(self, question: bytes) -> list[bytes]:
         return netlink.dump(self._asking, question)
 
-    def _index(self, name: IfName) -> int:
-        """Asked anew each time: a link made again under the same name has another index."""
-        found = self._open().link_lookup(ifname=name)
-        if not found:
-            raise OSError(errno.ENODEV, "no such link")
-        return int(found[0])
-
     def _set_bridge(self, action: SetBridge) -> None:
-        ipr, index = self._open(), self._index(action.bridge)
+        ipr, index = self._rtnetlink.ipr, self._rtnetlink.index(action.bridge)
         options: dict[str, object] = {}
         if action.stp is not None:
             options["br_stp_state"] = int(action.stp)
@@ -148,11 +119,7 @@ class Links:
     def _make_bridge(self, action: RemakeBridge) -> None:
         """Up last, as libvirt does: no guest finds a bridge that is half made."""
         bridge = action.settings.bridge
-        try:
-            self._open().link("add", ifname=bridge, kind="bridge")
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
+        self._rtnetlink.add_bridge(bridge)
         # network/bridge_driver_linux.c: the host takes no address from its guests.
         unwanted = {"accept_ra": "0", "autoconf": "0"}
         if all(address.version == 4 for address in action.addresses):
@@ -166,7 +133,7 @@ class Links:
 
     def _rename(self, action: RenameBridge) -> None:
         """Kernels before 6.2 rename only what is down."""
-        ipr, index = self._open(), self._index(action.now)
+        ipr, index = self._rtnetlink.ipr, self._rtnetlink.index(action.now)
         try:
             ipr.link("set", index=index, ifname=action.bridge)
         except NetlinkError as error:
@@ -177,8 +144,8 @@ class Links:
         ipr.link("set", index=index, state="up")
 
     def _remove_bridge(self, bridge: IfName) -> None:
-        ipr, index = self._open(), self._index(bridge)
-        if any(link.get_attr("IFLA_MASTER") == index for link in ipr.get_links()):
+        ipr, index = self._rtnetlink.ipr, self._rtnetlink.index(bridge)
+        if self._rtnetlink.ports(index):
             raise OSError(errno.EBUSY, "something is plugged into it")
         ipr.link("del", index=index)
 
@@ -187,9 +154,9 @@ class Links:
         if isinstance(address, IPv4Interface):
             values["broadcast"] = str(address.network.broadcast_address)  # as libvirt sets it
         try:
-            self._open().addr(
+            self._rtnetlink.ipr.addr(
                 "add",
-                index=self._index(bridge),
+                index=self._rtnetlink.index(bridge),
                 address=str(address.ip),
                 prefixlen=address.network.prefixlen,
                 **values,
@@ -199,8 +166,8 @@ class Links:
                 raise
 
     def _plug(self, action: PlugTap) -> None:
-        ipr, tap = self._open(), self._index(action.tap)
-        bridge = self._index(action.bridge)
+        ipr, tap = self._rtnetlink.ipr, self._rtnetlink.index(action.tap)
+        bridge = self._rtnetlink.index(action.bridge)
         settings = action.settings
         was_up = self._is_up(tap)
         if settings.mtu is not None:  # before: a smaller one would make the bridge's smaller
@@ -223,7 +190,7 @@ class Links:
                 ipr.link("set", index=bridge, kind="bridge", br_stp_state=1)
 
     def _set_tap(self, name: IfName, settings: TapSettings) -> None:
-        ipr, tap = self._open(), self._index(name)
+        ipr, tap = self._rtnetlink.ipr, self._rtnetlink.index(name)
         if settings.mtu is not None:
             ipr.link("set", index=tap, mtu=settings.mtu)
         self._set_port(tap, settings)
@@ -231,7 +198,7 @@ class Links:
             ipr.link("set", index=tap, state="up")
 
     def _set_port(self, tap: int, settings: TapSettings) -> None:
-        ipr = self._open()
+        ipr = self._rtnetlink.ipr
         flags = {
             "isolated": settings.isolated,
             "learning": settings.learning,
@@ -249,5 +216,4 @@ class Links:
             ipr.fdb("replace", ifindex=tap, lladdr=mac, state=_NUD_NOARP, flags=_NTF_MASTER)
 
     def _is_up(self, index: int) -> bool:
-        (link,) = self._open().get_links(index)
-        return bool(link["flags"] & _IFF_UP)
+        return bool(self._rtnetlink.link(index)["flags"] & _IFF_UP)
