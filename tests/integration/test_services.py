@@ -200,6 +200,6 @@ def test_who_takes_dnsmasqs_port_is_named(box: Hypervisor) -> None:
     box.vnetctl("resume")
     box.wait_until(lambda: "UDP port 53 of 10.77.0.1: python3[" in reasons(box), what="it is named")
     box.kill("squatter", signal.SIGKILL)
-    box.wait_until(lambda: box.state() == "converged", seconds=100, what="another dnsmasq")
+    box.wait_until(lambda: box.state() == "converged", seconds=10, what="another dnsmasq")
     assert box.run("cat", f"/proc/{dnsmasq(box, 'lab')}/comm") == "dnsmasq\n"
     assert box.run("virsh", "net-dumpxml", "lab") == before

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
-from vnetd.backends import domain_xml, hostsfile, listeners
+import pytest
+
+from vnetd.backends import domain_xml, hostsfile, listeners, taken_ports
+from vnetd.backends.taken_ports import TakenPorts
 from vnetd.core.desired import desired
-from vnetd.core.keep import dnsmasq
+from vnetd.core.drift import Conflict
+from vnetd.core.keep import dnsmasq, networks
 from vnetd.core.model import (
     Definition,
     DhcpHost,
@@ -38,11 +43,53 @@ V6 = (
 
 
 def test_sockets_on_the_ports_of_dhcp_and_dns() -> None:
-    assert [(str(item), item.inode) for item in listeners.parse(UDP, "udp")] == [
+    assert [(str(item), item.inode) for item in listeners.parse(UDP.splitlines(), "udp")] == [
         ("UDP port 53 of 10.77.0.1", 4711),
         ("UDP port 67 of all addresses", 4712),
     ]
-    assert [str(item) for item in listeners.parse(V6, "tcp")] == ["TCP port 53 of fd77::1"]
+    found = listeners.parse(V6.splitlines(), "tcp")
+    assert [str(item) for item in found] == ["TCP port 53 of fd77::1"]
+
+
+def test_a_network_waits_for_the_ports_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = tuple(listeners.parse(UDP.splitlines(), "udp"))
+    monkeypatch.setattr(listeners, "read", lambda: sockets)
+    monkeypatch.setattr(taken_ports, "_LOOK_SECONDS", 0.01)
+    port = "UDP port 53 of 10.77.0.1"
+
+    async def waits() -> None:
+        ports, told = TakenPorts(), asyncio.Event()
+        assert ports.refused("lab", "some other error of 10.77.0.1") == ""
+        why = "failed to create listening socket for 10.77.0.1: Address already in use"
+        assert ports.refused("lab", why) == port
+        assert ports.of(LIBVIRT.networks) == {"lab": port}
+        for without in (replace(LIVE, dns=False), replace(LIVE, addresses=())):
+            assert ports.of({"lab": Network("lab", without, None, autostart=True)}) == {}
+        assert ports.of({}) == {}
+        watch = asyncio.create_task(ports.watch(told.set))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await told.wait()
+        monkeypatch.setattr(listeners, "read", lambda: sockets[1:])
+        async with asyncio.timeout(10):
+            await told.wait()
+        assert ports.of(LIBVIRT.networks) == {}
+        watch.cancel()
+
+    asyncio.run(waits())
+
+
+def test_what_waits_for_a_port_is_not_tried() -> None:
+    port = "UDP port 53 of all addresses: named[7]"
+    waits = replace(LIBVIRT, taken_ports={"lab": port})
+    wrong = f"its dnsmasq cannot start while others have {port}: no DHCP, no DNS"
+    assert found(waits, replace(SEEN, dnsmasq=frozenset())) == [wrong]
+    policy = Policy(networks={"lab": NetworkPolicy("lab", Mode.NAT)})
+    stopped = replace(waits, networks={"lab": Network("lab", LIVE, None, autostart=True)})
+    conflict = Conflict("network/lab", f"cannot start while others have {port}")
+    assert conflict in list(networks.diff(policy, stopped, {}, {}, {}))
+    free = replace(stopped, taken_ports={})
+    assert networks.Stopped("lab") in list(networks.diff(policy, free, {}, {}, {}))
 
 
 def test_reservations_in_dnsmasqs_file() -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import libvirt
 
-from vnetd.backends import files, listeners, process
+from vnetd.backends import files, process
 from vnetd.backends import libvirt_calls as calls
 from vnetd.backends.base import Poke
 from vnetd.backends.libvirt_connection import DOMAIN_EVENTS, NETWORK_EVENTS, Connection, in_thread
+from vnetd.backends.taken_ports import TakenPorts
 from vnetd.core.actions import Action
 from vnetd.core.keep import guests
 from vnetd.core.keep.dnsmasq import RefreshDnsmasq
@@ -86,6 +87,7 @@ class Libvirtd:
         self._chains_lost_in = 0
         self._chains_failed_in = 0
         self._blocked: frozenset[str] = frozenset()
+        self._ports = TakenPorts()
         self._reads_leases = False
         self._active: frozenset[str] = frozenset()
 
@@ -93,6 +95,8 @@ class Libvirtd:
         asked = observed.asked
         if self._networks.resting and observed.libvirt is not None and not asked.networks:
             return observed  # a change would have woken it
+        if observed.insist:
+            self._ports.forget()
         recorded = _recorded()
         seen = await self._networks.read(lambda c: calls.read(c, asked), "reading networks")
         try:
@@ -117,6 +121,7 @@ class Libvirtd:
             lost_chains=self._chains_lost_in == session,
             chains_failed=self._chains_failed_in == session,
             blocked=self._blocked,
+            taken_ports=self._ports.of(seen.networks),
             read_only=self._networks.read_only,
         )
         self._active = frozenset(
@@ -192,6 +197,9 @@ class Libvirtd:
                     tell, (lambda: self._watch_files(poke), lambda: self._watch_leases(poke))
                 )
             )
+            tasks.create_task(
+                self._ports.watch(lambda: poke(*_TOUCHED, reason="a port is free again"))
+            )
             tasks.create_task(self._domains.keep(tell, (lambda: self._watch_domains(poke),)))
 
     async def _watch_files(self, poke: Poke) -> None:
@@ -231,8 +239,8 @@ class Libvirtd:
         except BackendError as error:
             if _CHAINS_FAILED.search(str(error)):
                 self._chains_failed_in = session
-            if holders := listeners.told(str(error)):
-                raise BackendError(f"{error}; {holders}") from error
+            if taken := self._ports.refused(network, str(error)):
+                raise BackendError(f"{error}; {taken}") from error
             raise
 
     async def _start(self, work: Callable[[Any], object], network: str) -> None:

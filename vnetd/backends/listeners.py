@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 from pathlib import Path
 
 from vnetd.backends import process
@@ -35,19 +36,22 @@ def read() -> tuple[Socket, ...]:
     found: list[Socket] = []
     for table, protocol in _TABLES:
         try:
-            text = Path(f"/proc/net/{table}").read_text()
+            with Path(f"/proc/net/{table}").open() as lines:
+                found += parse(lines, protocol)
         except OSError:
             continue  # a kernel without IPv6
-        found += parse(text, protocol)
     return tuple(found)
 
 
-def parse(text: str, protocol: str) -> Iterator[Socket]:
+def parse(lines: Iterable[str], protocol: str) -> Iterator[Socket]:
     """proc(5), /proc/net/tcp: an address is a row of 32-bit words, each in the host's order."""
-    for line in text.splitlines()[1:]:
+    for line in islice(lines, 1, None):
         words = line.split()
         address, _, port = words[1].partition(":")
-        if int(port, 16) in _PORTS and int(words[3], 16) == _LISTENING[protocol]:
+        listens = int(words[3], 16) == _LISTENING[protocol]
+        if protocol == "tcp" and not listens:
+            return  # tcp_ipv4.c: those that listen come first; of others there may be thousands
+        if int(port, 16) in _PORTS and listens:
             yield Socket(protocol, _address(address), int(port, 16), int(words[9]))
 
 
@@ -57,7 +61,8 @@ def holders(sockets: Iterable[Socket]) -> dict[Socket, str]:
     found = dict.fromkeys(wanted.values(), "")
     for directory in Path("/proc").glob("[0-9]*/fd") if wanted else ():
         try:
-            targets = [os.readlink(entry) for entry in os.scandir(directory)]
+            with os.scandir(directory) as entries:
+                targets = [os.readlink(entry) for entry in entries]
         except OSError:
             continue  # not ours to look at, or gone
         pid = int(directory.parts[2])
@@ -67,20 +72,21 @@ def holders(sockets: Iterable[Socket]) -> dict[Socket, str]:
     return found
 
 
-def told(why: str) -> str:
-    """Which port an error of libvirt's speaks of, and who holds it as far as vnetd may see that;
-    "" where it speaks of none.
+def told(why: str) -> dict[Socket, str]:
+    """The sockets on the port that an error of libvirt's speaks of, and who holds each as far as
+    vnetd may see that; none where it speaks of none.
     """
     if "Address already in use" not in why:
-        return ""
+        return {}
     port = 67 if "DHCP" in why else 53
     blocking = [
         item
         for item in read()
         if item.port == port and (item.address.is_unspecified or str(item.address) in why)
     ]
-    names = {f"{item}: {who}" if who else str(item) for item, who in holders(blocking).items()}
-    return "; ".join(sorted(name for name in names if "dnsmasq[" not in name))
+    found = holders(blocking).items()
+    # libvirt's dnsmasqs share the port of DHCP, each bound to its bridge.
+    return {item: who for item, who in found if port == 53 or not who.startswith("dnsmasq[")}
 
 
 def _address(text: str) -> HostAddress:

@@ -196,6 +196,8 @@ class Libvirt:
     """Of the domains that are asked for."""
     blocked: frozenset[str] = frozenset()
     """Networks that did not start because a link has their bridge's name."""
+    taken_ports: Mapping[str, str] = field(default_factory=dict)
+    """Networks whose dnsmasq did not start → the ports that others have, and who."""
     read_only: bool = False
     """It lets vnetd look, but change nothing."""
     refused: Mapping[str, frozenset[str]] = field(default_factory=dict)

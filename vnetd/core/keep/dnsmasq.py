@@ -62,7 +62,7 @@ def diff(
         return
     for live in kept:
         if _has_one(live) and live.name not in alive:
-            yield DnsmasqDead(live.name)
+            yield _dead(live.name, libvirt)
         if live.name in observed.reserved:
             wanted = {host.address for host in live.hosts}
             if lost := wanted - observed.reserved[live.name]:
@@ -87,6 +87,13 @@ def plan(drift: Iterable[Drift], libvirt: Libvirt) -> Iterator[Action]:
                 dns=live.dns,
                 address=live.addresses[0].ip,
             )
+
+
+def _dead(network: str, libvirt: Libvirt) -> DnsmasqDead | Conflict:
+    if ports := libvirt.taken_ports.get(network):
+        wrong = f"its dnsmasq cannot start while others have {ports}: no DHCP, no DNS"
+        return Conflict(network_object(network), wrong)
+    return DnsmasqDead(network)
 
 
 def _blocked(network: Definition, libvirt: Libvirt) -> Iterator[Conflict]:

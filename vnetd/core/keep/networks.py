@@ -376,6 +376,8 @@ def _stopped(
         # libvirt would fail to start the network, and delete the other bridge while failing.
         wrong = f"cannot start: a link named {bridge} exists that is not libvirt's"
         return Conflict(network_object(want.name), f"{wrong}; rename or remove it")
+    if ports := libvirt.taken_ports.get(want.name):
+        return Conflict(network_object(want.name), f"cannot start while others have {ports}")
     if link is None or want.name not in libvirt.blocked:
         return Stopped(want.name)  # with a link libvirt may just be starting the network
     if link.kind != "bridge" or any(port.master == link.name for port in links.values()):
