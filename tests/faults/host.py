@@ -1,0 +1,132 @@
+"""The hosts that faults are played on, and what of them must be as it was afterwards.
+
+A kind of host is a function that sets one up with vnetd on it; most faults are content with plain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from tests.integration.conftest import FIVE_NETWORKS
+from tests.lab.hypervisor import TRIXIE, Hypervisor
+from tests.lab.machine import Machine
+
+# The kernel's own link-local ones come and go with their links.
+_ROUTES = "ip route; ip -6 route | grep -v ^fe80::"
+
+
+class System(StrEnum):
+    BOOKWORM = "Debian 12"
+    TRIXIE = "Debian 13"
+
+    @property
+    def root(self) -> Path | None:
+        """Of a box of it."""
+        return TRIXIE if self is System.TRIXIE else None
+
+
+Kind = Callable[[System], AbstractContextManager[Machine]]
+
+
+@contextmanager
+def plain(system: System) -> Iterator[Machine]:
+    """Five networks of a policy, on libvirt's iptables backend."""
+    with Hypervisor(root=system.root) as box:
+        box.sh("ip link add br0 type bridge; ip link set br0 up")
+        box.start_vnetd(FIVE_NETWORKS)
+        yield box
+
+
+class Host:
+    """A machine with a guest on its network lab, and what of both must be as it was."""
+
+    def __init__(self, system: System, box: Machine) -> None:
+        self.system = system
+        self.box = box
+        self.libvirt = box.run("virsh", "-v").strip()
+        self.guest = box.domain_guest("lab", "10.77.0.51/24", gateway="10.77.0.1")
+        self.tap = box.run("virsh", "-q", "domiflist", self.guest).split()[0]
+        box.wait_for_state("converged")
+
+    def facts(self) -> dict[str, object]:
+        box = self.box
+        links = json.loads(box.run("ip", "-d", "-j", "addr", "show"))
+        return {
+            "rules": sorted(box.rules().splitlines()),
+            "tables": sorted(box.tables().splitlines()),
+            "links": {link["ifname"]: _fact(link) for link in links},
+            "routes": sorted(box.run("sh", "-c", _ROUTES).splitlines()),
+            "ports": box.attempt("virsh", "-q", "net-port-list", "lab").stdout.split(),
+            "forwarding": box.run("cat", "/proc/sys/net/ipv4/ip_forward"),
+            "config": box.attempt("virsh", "net-dumpxml", "lab", "--inactive").stdout,
+            "info": box.attempt("virsh", "net-info", "lab").stdout,
+        }
+
+    def processes(self) -> dict[str, str]:
+        """The pids of those that no repair may restart."""
+        qemu = self.box.run("cat", f"/run/libvirt/qemu/{self.guest}.pid").strip()
+        return {"vnetd": self.pid("vnetd"), "libvirtd": self.pid("libvirtd"), "guest": qemu}
+
+    def pid(self, name: str) -> str:
+        script = 'cat /run/box/$0.pid 2>/dev/null || systemctl show --value -p MainPID "$0"'
+        return self.box.run("sh", "-c", script, name).strip()
+
+    def run(self, script: str) -> None:
+        """With vnetctl as a command, and the guest's tap in $TAP."""
+        vnetctl = f'vnetctl() {{ {self.box.tool("vnetctl")} "$@" >/dev/null; }}'
+        self.box.sh(f"TAP={self.tap}; {vnetctl}\n{script}")
+
+    def said(self) -> str:
+        """All reasons and drift in vnetd's status."""
+        status = self.box.vnetctl_json("status")
+        words = [*status["Reasons"]]
+        for network in status["Networks"]:
+            words += [*network["Reasons"], *network["Drift"]]
+        return "; ".join(words)
+
+
+def _fact(link: dict[str, Any]) -> tuple[object, ...]:
+    info = link.get("linkinfo", {})
+    return (
+        link.get("master"),
+        link["mtu"],
+        link["address"],
+        "UP" in link["flags"],
+        info.get("info_slave_data", {}).get("isolated"),
+        info.get("info_data", {}).get("stp_state"),
+        sorted(a["local"] for a in link["addr_info"] if a["scope"] == "global"),
+    )
+
+
+class Hosts:
+    """One for all faults in turn, until one is not healed or another kind is asked for."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self._stack = ExitStack()
+        self._kind: Kind | None = None
+        self._host: Host | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kind = self._host = None
+        self._stack.close()
+
+    @contextmanager
+    def host(self, kind: Kind) -> Iterator[Host]:
+        if self._host is None or self._kind is not kind:
+            self.__exit__()
+            self._host = Host(self.system, self._stack.enter_context(kind(self.system)))
+            self._kind = kind
+        try:
+            yield self._host
+        except BaseException:
+            self.__exit__()
+            raise
