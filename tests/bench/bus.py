@@ -64,7 +64,6 @@ def main() -> int:
 
 
 def run(box: Hypervisor, arguments: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
-    box.sh("groupadd -f libvirt; usermod -aG libvirt lab-user")
     box.start_polkit()
     box.start_vnetd(POLICY)
     box.wait_for_state("converged")

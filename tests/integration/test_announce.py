@@ -50,12 +50,6 @@ def sysctl(box: Hypervisor, name: str) -> str:
     return box.run("cat", f"/proc/sys/{name}").strip()
 
 
-def load(box: Hypervisor, policy: str) -> None:
-    box.write("/etc/vnetd/vnetd.toml", policy)
-    box.vnetctl("reload")
-    box.vnetctl("reconcile")
-
-
 def reached_anew(box: Hypervisor, address: str) -> bool:
     """By a neighbour that has forgotten where the address is."""
     box.sh("ip -n wan neigh flush dev eth0")
@@ -130,12 +124,12 @@ def test_what_the_router_must_know_is_said(box: Hypervisor) -> None:
 
 def test_a_network_inside_of_the_lan_must_be_announced(box: Hypervisor) -> None:
     more = CARVED.replace("carved", "more").replace("225/27", "65/27").replace("0:e::1", "0:f::1")
-    load(box, ROUTED + CARVED + more.replace("announce", "#"))
+    box.load(ROUTED + CARVED + more.replace("announce", "#"))
     (network,) = box.vnetctl_json("status", "more")["Networks"]
     assert not network["Active"]
     assert 'announce = "proxy-arp" makes it a part of that' in network["Reasons"][0]
     assert 'announce = "proxy-ndp" makes it a part of that' in network["Reasons"][1]
-    load(box, ROUTED + CARVED)
+    box.load(ROUTED + CARVED)
     box.wait_for_state("converged")
 
 

@@ -34,7 +34,7 @@ def box() -> Iterator[Hypervisor]:
 def _everything_goes_back(box: Hypervisor) -> Iterator[None]:
     before = facts(box, "uplink0")
     yield
-    load(box, NOTHING)
+    box.load(NOTHING)
     box.wait_until(lambda: not exists(box, "br0"), what="br0 is gone")
     box.wait_until(lambda: facts(box, "uplink0") == before, what="uplink0 is as before")
 
@@ -67,12 +67,6 @@ def exists(box: Hypervisor, link: str) -> bool:
     return box.succeeds("ip", "link", "show", link)
 
 
-def load(box: Hypervisor, policy: str) -> None:
-    box.write("/etc/vnetd/vnetd.toml", policy)
-    box.vnetctl("reload")
-    box.vnetctl("reconcile")
-
-
 def last(box: Hypervisor, object_: str = "bridge/br0") -> dict[str, Any]:
     return next(record for record in reversed(box.history()) if record["object"] == object_)
 
@@ -90,12 +84,12 @@ def test_uplink_moves_with_all_that_it_has_and_gets_it_back(box: Hypervisor) -> 
     box.sh("ip route add 203.0.113.0/24 via 198.51.100.2 metric 50 mtu 1400")
     box.sh("ip route add 203.0.114.0/24 dev uplink0 scope link table 77")
     before = facts(box, "uplink0")
-    load(box, BRIDGE)
+    box.load(BRIDGE)
     assert facts(box, "br0") == before
     assert facts(box, "uplink0")["addresses"] == facts(box, "uplink0")["routes"] == []
     assert box.state() == "converged"
     box.run("ping", "-qc1", "-W1", WAN)
-    load(box, NOTHING)
+    box.load(NOTHING)
     assert facts(box, "uplink0") == before
     assert not exists(box, "br0")
     box.sh("ip route del 203.0.113.0/24; ip route del 203.0.114.0/24 table 77")
@@ -105,7 +99,7 @@ def test_an_open_connection_of_the_host_lives_on(box: Hypervisor) -> None:
     with box.talking() as answers:
         for policy in (BRIDGE, NOTHING):
             with box.probing(None) as outage:
-                load(box, policy)
+                box.load(policy)
             print(f"{outage.lost} of {outage.sent} new flows lost, {outage.ms} ms")
             assert not outage.still_out
             goes_on(box, answers)
@@ -125,7 +119,7 @@ def test_an_open_connection_of_the_host_lives_on(box: Hypervisor) -> None:
     ],
 )
 def test_what_somebody_breaks_is_mended(box: Hypervisor, damage: str) -> None:
-    load(box, BRIDGE)
+    box.load(BRIDGE)
     right = facts(box, "br0")
     records = len(box.history())
     box.sh(damage)
@@ -141,7 +135,7 @@ def test_what_somebody_breaks_is_mended(box: Hypervisor, damage: str) -> None:
 def test_uplink_whose_gateway_falls_silent_is_put_back_for_good(box: Hypervisor) -> None:
     before = facts(box, "uplink0")
     box.sh(DEAF)
-    load(box, BRIDGE)
+    box.load(BRIDGE)
     assert facts(box, "uplink0") == before
     assert not exists(box, "br0")
     assert box.state() == "degraded"
@@ -191,7 +185,7 @@ def test_nothing_is_written_where_another_tool_leads(
     box.write(path, text)
     box.wait_until_quiet("vnetd", seconds=0.5)
     box.spawn("ip-monitor", "ip", "monitor", "link", "address", "route")
-    load(box, BRIDGE)
+    box.load(BRIDGE)
     assert box.state() == "degraded"
     assert owner in reasons(box)
     box.kill("ip-monitor")
@@ -200,9 +194,9 @@ def test_nothing_is_written_where_another_tool_leads(
     box.vnetctl("reconcile")
     assert box.state() == "converged"
     assert "br0" in box.run("ip", "link", "show", "uplink0")
-    load(box, NOTHING)
+    box.load(NOTHING)
     assert "br0" in box.run("ip", "link", "show", "uplink0"), "vnetd did not make it"
-    load(box, BRIDGE)
+    box.load(BRIDGE)
     box.sh("ip link set br0 alias 'made by vnetd'; rm /run/box/ip-monitor.log")
 
 
@@ -218,7 +212,7 @@ def test_late_uplink_completes_the_bridge(box: Hypervisor) -> None:
         mode = "bridge"
         bridge = "br0"
     """
-    load(box, policy)
+    box.load(policy)
     (lan,) = box.vnetctl_json("status", "lan")["Networks"]
     assert (lan["State"], lan["Active"]) == ("drifted", False)
     assert lan["Drift"][-1:] == ["waits for bridge br1: no such link"]
@@ -243,7 +237,7 @@ def test_a_bound_network_follows_its_uplink_into_the_bridge_and_back(box: Hyperv
     box.run("ip", "link", "property", "add", "dev", "uplink0", "altname", "wan-card")
     bound = '[networks.bound]\nmode = "nat"\nbridge = "vbbound"\naddresses = ["10.77.0.1/24"]\n'
     bound += 'stp = false\nuplink = "wan-card"\n'
-    load(box, bound)
+    box.load(bound)
     guest = box.guest("vbbound", "10.77.0.50/24", gateway="10.77.0.1")
 
     def device(*flags: str) -> str | None:
@@ -251,13 +245,13 @@ def test_a_bound_network_follows_its_uplink_into_the_bridge_and_back(box: Hyperv
         return None if forward is None else forward.get("dev")
 
     for policy, uplink in ((bound, "uplink0"), (bound + BRIDGE, "br0"), (bound, "uplink0")):
-        load(box, policy)
+        box.load(policy)
         assert box.state() == "converged"
         assert device() == device("--inactive") == uplink
         assert f"-s 10.77.0.0/24 -i vbbound -o {uplink} -j ACCEPT" in box.rules()
         assert box.pings(guest, WAN)
     box.run("ip", "link", "property", "del", "dev", "uplink0", "altname", "wan-card")
-    load(box, bound.replace("wan-card", "missing0"))
+    box.load(bound.replace("wan-card", "missing0"))
     (status,) = box.vnetctl_json("status", "bound")["Networks"]
     assert status["Drift"] == ["waits for uplink missing0: no such link"]
 
@@ -267,13 +261,13 @@ def test_vlans_of_a_port_or_what_the_kernel_lacks_for_them(box: Hypervisor) -> N
     has = box.succeeds("ip", "link", "add", "probe0", "type", "bridge", "vlan_filtering", "1")
     box.run("sh", "-c", "ip link del probe0 2>/dev/null || true")
     if has:
-        load(box, BRIDGE + "vlan_filtering = true\n")
+        box.load(BRIDGE + "vlan_filtering = true\n")
         assert box.state() == "converged"
-        load(box, f"[bridges.br0]\nports = [{port}]\nvlan_filtering = true\n")
+        box.load(f"[bridges.br0]\nports = [{port}]\nvlan_filtering = true\n")
         (shown,) = json.loads(box.run("bridge", "-j", "vlan", "show", "dev", "uplink0"))
         assert [vlan["vlan"] for vlan in shown["vlans"]] == [7, 9]
     else:
-        load(box, BRIDGE + "vlan_filtering = true\n")
+        box.load(BRIDGE + "vlan_filtering = true\n")
         assert box.state() == "degraded"
         assert "this kernel lacks it (CONFIG_BRIDGE_VLAN_FILTERING)" in reasons(box)
         box.run("ping", "-qc1", "-W1", WAN)

@@ -30,7 +30,6 @@ HEALS = 5
 @pytest.fixture(scope="module")
 def box() -> Iterator[Hypervisor]:
     with Hypervisor() as hypervisor:
-        hypervisor.sh("groupadd -f libvirt; usermod -aG libvirt lab-user")
         hypervisor.start_polkit()
         hypervisor.start_vnetd(POLICY)
         yield hypervisor

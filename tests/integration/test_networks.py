@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -39,21 +37,6 @@ def redefine(box: Hypervisor, network: str, old: str, new: str) -> None:
     text = box.run("virsh", "net-dumpxml", "--inactive", network)
     assert old in text
     define(box, text.replace(old, new))
-
-
-@contextmanager
-def policy(box: Hypervisor, text: str) -> Iterator[None]:
-    """This policy in force, then the five networks again."""
-    box.write("/etc/vnetd/vnetd.toml", text)
-    box.vnetctl("reload")
-    box.vnetctl("reconcile")
-    try:
-        yield
-    finally:
-        box.write("/etc/vnetd/vnetd.toml", FIVE_NETWORKS)
-        box.vnetctl("reload")
-        box.vnetctl("reconcile")
-        box.wait_for_state("converged")
 
 
 def snapshot(box: Hypervisor) -> dict[str, str]:
@@ -171,7 +154,7 @@ def test_policy_change_takes_the_least_disruptive_way(box: Hypervisor) -> None:
     changed = FIVE_NETWORKS.replace(
         "dhcp.hosts = [", 'dhcp.hosts = [{ mac = "52:54:00:00:01:02", address = "10.77.0.21" },'
     ).replace('bridge = "vblab"', 'bridge = "vblab"\nmtu = 1400\nmac = "52:54:00:77:77:77"')
-    with policy(box, changed):
+    with box.policy(changed):
         live = xml(box, "lab")
         assert live.find("ip/dhcp/host[@ip='10.77.0.21']") is not None
         assert box.run("cat", "/sys/class/net/vblab/mtu") == "1400\n"
@@ -183,7 +166,7 @@ def test_policy_change_takes_the_least_disruptive_way(box: Hypervisor) -> None:
 def test_new_address_restarts_the_network_and_replugs_guests(box: Hypervisor) -> None:
     guest = box.domain_guest("lab", "10.77.0.51/24", gateway="10.77.0.1")
     changed = FIVE_NETWORKS.replace('"fd77::1/64"', '"fd77::1/64", "10.177.0.1/24"')
-    with policy(box, changed):
+    with box.policy(changed):
         assert box.succeeds("ping", "-qc1", "-W2", "10.77.0.1", guest=guest)
         assert "10.177.0.1/24" in box.run("ip", "-o", "addr", "show", "vblab")
         assert box.state() == "converged"
@@ -205,9 +188,9 @@ def test_only_networks_that_vnetd_made_are_removed(box: Hypervisor) -> None:
     define(box, BY_HAND)
     box.run("virsh", "net-start", "byhand")
     adopted = FIVE_NETWORKS + '[networks.byhand]\nmode = "nat"\naddresses = ["10.90.0.1/24"]\n'
-    with policy(box, adopted):
+    with box.policy(adopted):
         assert box.vnetctl_json("status", "byhand")["Networks"][0]["Kept"] == "managed"
-    with policy(box, FIVE_NETWORKS.partition("[networks.free]")[0]):
+    with box.policy(FIVE_NETWORKS.partition("[networks.free]")[0]):
         box.wait_until(lambda: "free" not in networks(box, "--all"))
         assert networks(box, "--all") == {"lab", "routed", "quiet", "byhand"}
     assert "byhand" in networks(box)
@@ -223,7 +206,7 @@ def test_network_with_a_guest_on_it_is_not_removed(box: Hypervisor) -> None:
         ],
         "",
     )
-    with policy(box, without):
+    with box.policy(without):
         status = box.vnetctl_json("status", "quiet")["Networks"][0]
         assert status["State"] == "degraded"
         assert guest in status["Reasons"][0]
@@ -252,7 +235,7 @@ def test_a_foreign_bridge_of_that_name_is_a_conflict_and_is_left_alone(box: Hype
     taken = (
         '[networks.taken]\nmode = "isolated"\nbridge = "vbforeign"\naddresses = ["10.91.0.1/24"]\n'
     )
-    with policy(box, FIVE_NETWORKS + taken):
+    with box.policy(FIVE_NETWORKS + taken):
         status = box.vnetctl_json("status", "taken")["Networks"][0]
         assert (status["State"], status["Active"]) == ("degraded", False)
         assert "vbforeign" in status["Reasons"][0]

@@ -23,7 +23,6 @@ addresses = ["10.77.0.1/24"]
 @pytest.fixture(scope="module")
 def box() -> Iterator[Hypervisor]:
     with Hypervisor() as hypervisor:
-        hypervisor.sh("groupadd -f libvirt; usermod -aG libvirt lab-user")
         hypervisor.start_polkit()
         hypervisor.start_vnetd(LAB)
         yield hypervisor

@@ -30,20 +30,6 @@ def box() -> Iterator[Hypervisor]:
         yield hypervisor
 
 
-@contextmanager
-def policy(box: Hypervisor, text: str) -> Iterator[None]:
-    box.write("/etc/vnetd/vnetd.toml", text)
-    box.vnetctl("reload")
-    box.vnetctl("reconcile")
-    try:
-        yield
-    finally:
-        box.write("/etc/vnetd/vnetd.toml", ROUTED)
-        box.vnetctl("reload")
-        box.vnetctl("reconcile")
-        box.wait_for_state("converged")
-
-
 def routes(box: Hypervisor) -> str:
     """Without the mark of vnetd's own."""
     shown = box.sh("ip route show dev vblab; ip -6 route show dev vblab")
@@ -87,7 +73,7 @@ def test_a_networks_own_routes_come_back(box: Hypervisor) -> None:
 def test_routes_follow_the_policy_without_a_restart(box: Hypervisor) -> None:
     index = box.run("cat", "/sys/class/net/vblab/ifindex")
     box.run("ip", "route", "add", "10.92.0.0/24", "via", "10.77.0.9")
-    with policy(box, ROUTED.replace("10.90.0.0/24", "10.91.0.0/24")):
+    with box.policy(ROUTED.replace("10.90.0.0/24", "10.91.0.0/24")):
         assert "10.91.0.0/24 via 10.77.0.5 metric 1" in routes(box)
         assert "10.90.0.0/24" not in routes(box)
         assert "10.92.0.0/24" in routes(box), "nobody but the admin may remove the admin's"
@@ -120,7 +106,7 @@ def test_a_vpn_that_comes_up_is_named_and_both_stay(box: Hypervisor, wide: str) 
 )
 def test_no_network_starts_where_others_are(box: Hypervisor, others: str, address: str) -> None:
     new = f'[networks.new]\nmode = "isolated"\nbridge = "vbnew"\naddresses = ["{address}"]\n'
-    with vpn(box, others), policy(box, ROUTED + new):
+    with vpn(box, others), box.policy(ROUTED + new):
         assert "cannot start: subnet" in reasons(box, "new")[0]
         assert f"overlaps route {others} dev vpn0" in reasons(box, "new")[0]
         assert not network(box, "new")["Active"]
@@ -133,7 +119,7 @@ def test_no_network_starts_where_others_are(box: Hypervisor, others: str, addres
 def test_the_gateway_is_never_shadowed(box: Hypervisor) -> None:
     new = '[networks.new]\nmode = "nat"\nbridge = "vbnew"\naddresses = ["198.51.100.3/29"]\n'
     allowed = 'overlaps = ["198.51.100.0/24"]\n'
-    with policy(box, ROUTED + new + allowed):
+    with box.policy(ROUTED + new + allowed):
         told = " ".join(reasons(box, "new"))
         assert "contains the host's gateway 198.51.100.2 dev uplink0" in told
         assert "contains address 198.51.100.1" not in told, "allowed"

@@ -26,6 +26,7 @@ from tests.lab.canary import Canary
 from tests.lab.machine import (
     CACHE,
     LAB,
+    POLICY,
     TREE,
     UPLINK,
     UPLINK_IPV6,
@@ -126,7 +127,10 @@ class Hypervisor(Machine):
         self.wait_until(lambda: self.succeeds("test", "-S", "/run/dbus/system_bus_socket"))
 
     def start_polkit(self) -> None:
-        """With the project's own actions and rules, as its packages install them."""
+        """With the project's own actions and rules, as its packages install them; lab-user comes
+        into the group libvirt.
+        """
+        self.sh("groupadd -f libvirt; usermod -aG libvirt lab-user")
         for name, folder in (("policy", "actions"), ("rules", "rules.d")):
             text = (TREE / f"polkit/org.vnetd1.{name}").read_text()
             self.write(f"/usr/share/polkit-1/{folder}/org.vnetd1.{name}", text)
@@ -168,7 +172,7 @@ class Hypervisor(Machine):
     def start_vnetd(self, policy: str | None = None, *arguments: str) -> None:
         """The daemon of this tree; returns when it is on the bus and its first pass is over."""
         if policy is not None:
-            self.write("/etc/vnetd/vnetd.toml", policy)
+            self.write(POLICY, policy)
         become = self._become_service() if os.environ.get("VNETD_LAB_AS_SERVICE") else ()
         self.spawn("vnetd", *become, self.tool("vnetd"), "--log-level", "debug", *arguments)
         self.wait_until(lambda: self.state() not in ("", "healing"), what="vnetd's first pass")

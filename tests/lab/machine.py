@@ -23,6 +23,7 @@ from tests.lab.probe import STEP_SECONDS, Outage
 LAB = Path(__file__).resolve().parent
 TREE = LAB.parents[1]
 CACHE = TREE / ".lab"
+POLICY = "/etc/vnetd/vnetd.toml"
 
 UPLINK, UPLINK_IPV6 = "198.51.100.1", "2001:db8:1::1"
 WAN, WAN_IPV6 = "198.51.100.2", "2001:db8:1::2"
@@ -70,6 +71,23 @@ class Machine(ABC):
         if done.returncode not in (0, 3):
             raise LabError(f"vnetctl {' '.join(arguments)}: {done.stderr}")
         return json.loads(done.stdout)
+
+    def load(self, policy: str) -> None:
+        """Put this policy in force; returns after a pass. Raises LabError if it is rejected."""
+        self.write(POLICY, policy)
+        self.run(self.tool("vnetctl"), "reload")
+        self.vnetctl("reconcile")
+
+    @contextlib.contextmanager
+    def policy(self, text: str) -> Iterator[None]:
+        """This policy in force, then the one before again."""
+        before = self.run("cat", POLICY)
+        self.load(text)
+        try:
+            yield
+        finally:
+            self.load(before)
+            self.wait_for_state("converged")
 
     def state(self) -> str:
         """vnetd's own word; "" while it is not on the bus."""
