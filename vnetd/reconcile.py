@@ -16,7 +16,7 @@ from vnetd.backends.base import Backend
 from vnetd.core.actions import Action
 from vnetd.core.desired import desired
 from vnetd.core.diff import Diff, diff
-from vnetd.core.model import Observed, Ruleset, Source, World
+from vnetd.core.model import Definition, Observed, Ruleset, Source, World
 from vnetd.core.pacing import Failure
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
@@ -193,6 +193,7 @@ class Reconciler:
         wanted = set(sources)
         if Source.LIBVIRT in wanted and self._is_legacy:
             wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
+        running = self._running
         self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
             self._resync_at = self._clock.monotonic() + self.policy.resync
@@ -203,6 +204,10 @@ class Reconciler:
             try:
                 self._observed = await backend.observe(self._observed)
                 self._unread.pop(source, None)
+                if source is Source.LIBVIRT and self._running != running:
+                    # Of a network that has stopped since the last look at rules, all would seem
+                    # left over; of one that has started, all would seem to be missing.
+                    wanted.add(Source.FIREWALL)
             except BackendError as error:
                 failure = self._unread.setdefault(source, Failure(""))
                 if failure.why != str(error):
@@ -289,6 +294,11 @@ class Reconciler:
     def _is_legacy(self) -> bool:
         ruleset = self._observed.firewall
         return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
+
+    @property
+    def _running(self) -> dict[str, Definition]:
+        networks = self._observed.libvirt.networks if self._observed.libvirt else {}
+        return {name: network.live for name, network in networks.items() if network.live}
 
     @property
     def _paused(self) -> bool:

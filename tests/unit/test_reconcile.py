@@ -204,6 +204,17 @@ async def test_with_libvirt_vnetd_looks_at_rules_of_whose_changes_nobody_tells(w
 
 
 @world
+async def test_rules_are_not_judged_by_what_stood_before_a_network_started(w: World) -> None:
+    w.host.stop("a")
+    w.reconciler.pause(60)
+    await w.look()
+    w.now += 61
+    w.host.start("a")
+    assert await w.look(Source.LIBVIRT, Source.LINKS) is State.CONVERGED
+    assert w.host.applied == []
+
+
+@world
 async def test_a_fight_is_told_once_and_slows_down(w: World) -> None:
     for _ in range(200):
         w.host.flush()
