@@ -22,7 +22,7 @@ from vnetd.api.names import BUS_NAME
 from vnetd.backends import files, iptables, legacy, libvirtd, netlink, process, status_files
 from vnetd.backends.guard import Guard
 from vnetd.core import policy
-from vnetd.core.model import Held, World
+from vnetd.core.model import Family, Held, World
 from vnetd.errors import BackendError, PolicyError
 
 _SECONDS = 5.0
@@ -139,8 +139,9 @@ def _tools(*names: str) -> Callable[[Host], Awaitable[str]]:
 
 
 async def _legacy(_: Host) -> str:
-    if await iptables.variant() is not World.IPTABLES_LEGACY:
-        raise Unused("iptables is not the legacy one here")
+    in_use = any(legacy.tables(family) for family in Family)
+    if not in_use and await iptables.variant() is not World.IPTABLES_LEGACY:
+        raise Unused("it has no tables, and iptables is not the legacy one here")
     if not legacy.may_read():
         raise Missing(
             "IP sockets or CAP_NET_RAW are refused: vnetd.service needs the drop-in "
@@ -321,7 +322,11 @@ CHECKS = (
         "putting back libvirt's iptables rules",
         _tools("iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-restore"),
     ),
-    Check("iptables-legacy", "putting back libvirt's iptables rules", _legacy),
+    Check(
+        "iptables-legacy",
+        "putting back libvirt's rules there, and naming what others drop there",
+        _legacy,
+    ),
     Check("ip", "vnetctl why, and naming what drops guests' traffic", _tools("ip")),
     Check("busctl", "firewalld's zones", _tools("busctl")),
     Check("libvirt", "everything but the guard as it is: the state is degraded", _libvirt),

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 from tests.definitions import definition
 from vnetd.backends import network_xml
-from vnetd.core.model import Chain, Family, Ruleset, World
+from vnetd.core.drift import Drift
+from vnetd.core.keep import rules
+from vnetd.core.keep.rules import EditNftables, RulesLeftOver
+from vnetd.core.model import Chain, Family, Libvirt, Network, Ruleset, World
 from vnetd.core.rules import nftables
 from vnetd.core.rules.nftables import MARK, Findings
 
 LAB = network_xml.parse(definition("nat", 1))
 OUT = Chain(Family.IPV4, nftables.TABLE, "guest_output")
 NAT = Chain(Family.IPV4, nftables.TABLE, "guest_nat")
+LIBVIRT = Libvirt("11.3.0", 1, {LAB.name: Network(LAB.name, LAB, LAB, autostart=True)})
 ACCEPT, REJECT = nftables.network_rules(LAB)[OUT]
 
 
@@ -128,3 +132,18 @@ def test_the_scaffold_says_what_libvirt_says_and_is_led_to_once() -> None:
     chains = [Chain(Family.IPV4, nftables.TABLE, name) for name in order]
     assert added == [rule + MARK for chain in chains for rule in own[chain]]
     assert sum(line.startswith("insert rule ip ") for line in lines) == 1
+
+
+def test_copies_come_with_the_scaffold_in_one_transaction() -> None:
+    """libvirt may be installing its rules already, rejects first."""
+    empty = Ruleset(World.NFTABLES)
+    drift = [x for x in rules.diff(LIBVIRT, [LAB], empty, None) if isinstance(x, Drift)]
+    (action,) = rules.plan(drift, LIBVIRT, empty, None, {})
+    assert isinstance(action, EditNftables)
+    assert set(nftables.scaffold([LAB], empty)) < set(action.script)
+
+
+def test_copies_and_scaffold_stand_until_libvirt_has_settled() -> None:
+    back = with_chain(OUT, (13, ACCEPT), (12, REJECT), (11, ACCEPT + MARK), (10, REJECT + MARK))
+    assert any(isinstance(x, RulesLeftOver) for x in rules.diff(LIBVIRT, [LAB], back, None))
+    assert list(rules.diff(LIBVIRT, [LAB], replace(back, settled=False), None)) == []

@@ -308,14 +308,17 @@ def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> It
                 reinstall = str(item)
             case _:
                 pass
+    scaffold = nftables.scaffold(_active(libvirt), ruleset) if reinstall else ()
     if lacking or libvirt.lost_chains:
+        copies = nftables.script(
+            _active(libvirt), ruleset, delete=delete, skeleton=True, lacking=lacking
+        )
         yield EditNftables(
             objects=tuple(network_object(network) for network in sorted(lacking)),
             reason="rules are lacking" if lacking else "libvirt's chains are gone",
             what="put copies of lacking rules in place",
-            script=nftables.script(
-                _active(libvirt), ruleset, delete=delete, skeleton=True, lacking=lacking
-            ),
+            # At once with it: libvirt may be installing its rules since somebody flushed before.
+            script=(*copies, *scaffold),
         )
     elif delete:
         yield EditNftables(
@@ -328,7 +331,7 @@ def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> It
         yield ReinstallRules(
             objects=(FIREWALL_OBJECT,),
             reason=reinstall,
-            scaffold=nftables.scaffold(_active(libvirt), ruleset),
+            scaffold=scaffold,
         )
 
 

@@ -117,7 +117,7 @@ def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
         surplus += [
             Surplus(chain, handle, rule)
             for handle, rule in _listed(chain, ruleset)
-            if _bare(rule) not in expected and _is_left_over(rule, networks, ruleset)
+            if _bare(rule) not in expected and _is_left_over(rule, networks)
         ]
     if not lost:
         surplus += [
@@ -129,7 +129,9 @@ def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
         ]
         scaffolds = [Chain(fam, TABLE, SCAFFOLD) for fam in Family]
         surplus += [Surplus(c, 0, "the whole chain") for c in scaffolds if c in ruleset.chains]
-    return Findings(lacking, tuple(lost), tuple(surplus))
+    # While libvirt writes nothing is too many: it installs the rules of a network before it calls
+    # it active, deletes them before it says so, and writes down last which of them it will delete.
+    return Findings(lacking, tuple(lost), tuple(surplus) if ruleset.settled else ())
 
 
 def scaffold(networks: Sequence[Definition], ruleset: Ruleset) -> tuple[str, ...]:
@@ -273,14 +275,9 @@ def _skeleton(chain: Chain, ruleset: Ruleset) -> repair.Flaws:
     return repair.Flaws()
 
 
-def _is_left_over(rule: str, networks: Sequence[Definition], ruleset: Ruleset) -> bool:
-    """Nothing is left behind as long as libvirt still writes: it installs the rules of a network
-    before it calls it active.
-    """
+def _is_left_over(rule: str, networks: Sequence[Definition]) -> bool:
     if rule.endswith(MARK):
         return True
-    if not ruleset.settled:
-        return False
     if (match := _NAT.fullmatch(rule)) is not None:
         subnets = {_printed(address) for network in networks for address in network.addresses}
         return match["subnet"] not in subnets
