@@ -34,7 +34,7 @@ from vnetd.backends.sysctls import Sysctls
 from vnetd.backends.zoned import Zoned
 from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
-from vnetd.core import policy_text, why
+from vnetd.core import why
 from vnetd.core.actions import Action
 from vnetd.core.model import Cause, Lease
 from vnetd.core.record import Record
@@ -156,7 +156,7 @@ class _Daemon:
         observed, _ = await self._reconciler.look()
         if observed.libvirt is None:
             raise VnetdError("libvirt has not answered yet: there is nothing to import")
-        return policy_text.render(observed.libvirt.networks.values())
+        return policy_core.render(observed.libvirt.networks.values())
 
     async def leases(self, network: str) -> Sequence[Lease]:
         return await self._libvirtd.leases(network)

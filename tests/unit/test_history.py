@@ -14,8 +14,8 @@ import pytest
 
 from vnetd.backends.history import History
 from vnetd.core.model import Cause
+from vnetd.core.policy import Retention
 from vnetd.core.record import Outcome, Record, to_json
-from vnetd.core.retention import Retention
 
 RECORD = Record(
     time="2026-11-24T12:00:00.000Z",

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from vnetd.core.toml_lines import locate
+from vnetd.core.policy.toml_lines import locate
 
 TEXT = '''\
 # a comment = [ with { signs "

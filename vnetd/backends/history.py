@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vnetd.core import record as r
-from vnetd.core.retention import Retention
+from vnetd.core.policy import Retention
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,7 @@ from vnetd.core.model import (
     Uplinks,
     bridge_object,
 )
-from vnetd.core.policy import Policy
-from vnetd.core.policy_bridges import BridgePolicy
+from vnetd.core.policy import BridgePolicy, Policy
 from vnetd.core.uplinks import resolve
 from vnetd.core.wording import few
 

@@ -18,8 +18,7 @@ from vnetd.core.model import (
     Uplinks,
     bridge_object,
 )
-from vnetd.core.policy import Policy
-from vnetd.core.policy_bridges import INSTEAD, WIRELESS, BridgePolicy, BridgePort
+from vnetd.core.policy import INSTEAD, WIRELESS, BridgePolicy, BridgePort, Policy
 from vnetd.core.uplinks import resolve
 from vnetd.core.wording import few
 

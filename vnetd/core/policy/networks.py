@@ -1,20 +1,14 @@
-"""The policy: TOML text in, a checked Policy out, or every mistake in it at once."""
+"""[networks.NAME]: libvirt's networks as a policy wants them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
-from typing import Any
 
-import tomli
-
-from vnetd.core import policy_bridges, policy_forwards, policy_routing, retention
-from vnetd.core import policy_values as values
 from vnetd.core.model import (
     Address,
-    Asked,
     DhcpHost,
     DhcpRange,
     HostAddress,
@@ -23,34 +17,12 @@ from vnetd.core.model import (
     StaticRoute,
     Subnet,
 )
-from vnetd.core.policy_bridges import BridgePolicy
-from vnetd.core.policy_forwards import Forward as Forward
-from vnetd.core.policy_forwards import Protocol as Protocol
-from vnetd.core.policy_routing import Announce as Announce
-from vnetd.core.retention import Retention
-from vnetd.core.toml_lines import Path, line_of, locate
-from vnetd.core.toml_table import Table, bad_name, merge, nearest, value_at
-from vnetd.errors import PolicyError, Problem
+from vnetd.core.policy import bridges, forwards, routing, values
+from vnetd.core.policy.forwards import Forward
+from vnetd.core.policy.routing import Announce
+from vnetd.core.policy.toml_table import Table, bad_name
 
-
-class Enforcement(StrEnum):
-    ENFORCE = "enforce"
-    OBSERVE = "observe"
-
-
-class Unlisted(StrEnum):
-    """What happens to libvirt networks that no policy names."""
-
-    PROTECT = "protect"
-    IGNORE = "ignore"
-
-
-class Coexist(StrEnum):
-    """Other firewall tools, in whose own places vnetd may let networks through."""
-
-    DOCKER = "docker"
-    UFW = "ufw"
-    FIREWALLD = "firewalld"
+SUPPORTED_MODES = (Mode.NAT, Mode.ROUTE, Mode.ISOLATED, Mode.OPEN, Mode.BRIDGE)
 
 
 class Firewall(StrEnum):
@@ -98,133 +70,14 @@ class NetworkPolicy:
         return Mode.OPEN if self.firewall is Firewall.VNETD else self.mode
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """present: there was a policy file. Without one vnetd removes nothing."""
-
-    enforcement: Enforcement = Enforcement.ENFORCE
-    unlisted: Unlisted = Unlisted.PROTECT
-    resync: float = 300.0
-    history: Retention = field(default_factory=Retention)
-    metrics: str | None = None
-    """Where to write them, for node_exporter's textfile collector."""
-    coexist: frozenset[Coexist] = frozenset(Coexist)
-    networks: Mapping[str, NetworkPolicy] = field(default_factory=dict)
-    bridges: Mapping[str, BridgePolicy] = field(default_factory=dict)
-    present: bool = True
-
-    def keeps(self, network: str) -> bool:
-        """Managed, or protected: libvirt's own definition is then what must be."""
-        return network in self.networks or self.unlisted is Unlisted.PROTECT
-
-    @property
-    def asked(self) -> Asked:
-        """A port forward to a domain needs its address, a reservation for one its MAC; proxy NDP
-        needs the addresses of all guests.
-        """
-        uplinks = frozenset(n.uplink for n in self.networks.values() if n.uplink is not None)
-        links = {n.bridge for n in self.networks.values() if n.bridge is not None}
-        links |= {IfName(uplink) for uplink in uplinks}
-        return Asked(
-            networks=bool(self.networks),
-            links=frozenset(links.union(*(bridge.links for bridge in self.bridges.values()))),
-            leases=frozenset(
-                name
-                for name, network in self.networks.items()
-                if Announce.PROXY_NDP in network.announce
-                or any(isinstance(forward.to, str) for forward in network.forwards)
-            ),
-            uplinks=uplinks,
-            bridges={name: bridge.uplinks for name, bridge in self.bridges.items()},
-            subnets=frozenset(x for network in self.networks.values() for x in network.subnets),
-            domains=frozenset(
-                host.domain
-                for network in self.networks.values()
-                for host in network.hosts
-                if host.domain is not None
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyText:
-    file: str
-    text: str
-
-
-SUPPORTED_MODES = (Mode.NAT, Mode.ROUTE, Mode.ISOLATED, Mode.OPEN, Mode.BRIDGE)
-
-
-def parse(
-    texts: Sequence[PolicyText], *, is_wireless: Callable[[str], bool] = lambda _: False
-) -> Policy:
-    """The main file first, then its drop-ins: key by key, the later file wins.
-
-    is_wireless: of an uplink, as the policy names it. Raises PolicyError with all mistakes of all
-    files.
-    """
-    problems: list[Problem] = []
-    merged: dict[str, Any] = {}
-    lines: dict[Path, tuple[str, int]] = {}
-    for text in texts:
-        try:
-            document = tomli.loads(text.text)
-        except tomli.TOMLDecodeError as error:
-            wrong = str(error).partition(" (at ")[0]
-            line = line_of(error)
-            problems.append(
-                Problem(text.file, line, "", f"not valid TOML: {wrong}", "correct it there")
-            )
-            continue
-        merge(merged, document)
-        for path, line in locate(text.text).items():
-            # A table is where it began; a key is where it was last set.
-            if path not in lines or not isinstance(value_at(document, path), dict):
-                lines[path] = (text.file, line)
-    if problems:
-        raise PolicyError(problems)
-    root = Table(merged, (), lines, problems)
-    policy = _policy(root, is_wireless)
-    if problems:
-        files = [text.file for text in texts]
-        raise PolicyError(sorted(problems, key=lambda p: (files.index(p.file), p.line)))
-    return policy
-
-
-def _policy(root: Table, is_wireless: Callable[[str], bool]) -> Policy:
-    general = root.table("vnetd", "write a table: [vnetd]")
-    enforcement = general.enum("mode", list(Enforcement), Enforcement.ENFORCE)
-    unlisted = general.enum("unlisted", list(Unlisted), Unlisted.PROTECT)
-    resync = general.parsed("resync", values.duration, 'write a duration such as "5min"')
-    right = 'write an absolute path that ends in ".prom", such as "/run/vnetd/vnetd.prom"'
-    metrics = general.parsed("metrics", values.metrics_file, right)
-    history = retention.parse(general.table("history", "write history.records and history.days"))
-    coexist: Iterable[Coexist] = Coexist
-    if "coexist" in general:
-        coexist = general.list("coexist", _coexist, " or ".join(f'"{item}"' for item in Coexist))
-    general.close()
-    sections = root.table("networks", "write a table per network: [networks.NAME]")
-    networks = {}
+def read(sections: Table) -> dict[str, NetworkPolicy]:
+    found = {}
     for name, section in sections.each_table("write a table: [networks.NAME]"):
         network = _network(name, section)
         if network is not None:
-            networks[name] = network
-    of_bridges = root.table("bridges", "write a table per bridge: [bridges.NAME]")
-    bridges = policy_bridges.read(of_bridges, is_wireless)
-    root.close()
-    _check_together(networks, sections)
-    owned = [(n.name, n.bridge, n.addresses) for n in networks.values() if n.mode.has_own_bridge]
-    policy_bridges.check_beside(owned, bridges, sections)
-    return Policy(
-        enforcement=enforcement or Enforcement.ENFORCE,
-        unlisted=unlisted or Unlisted.PROTECT,
-        resync=resync or Policy().resync,
-        history=history,
-        metrics=metrics,
-        coexist=frozenset(coexist),
-        networks=networks,
-        bridges=bridges,
-    )
+            found[name] = network
+    _check_together(found, sections)
+    return found
 
 
 def _network(name: str, section: Table) -> NetworkPolicy | None:
@@ -251,13 +104,13 @@ def _network(name: str, section: Table) -> NetworkPolicy | None:
         ),
         mtu=section.get("mtu", int, "write a number of bytes from 68 to 65535"),
         stp=section.get("stp", bool, "write true or false"),
-        uplink=policy_bridges.network_uplink(section, mode),
+        uplink=bridges.network_uplink(section, mode),
         guard=section.get("guard", bool, "write true or false") is not False,
         firewall=firewall or Firewall.LIBVIRT,
-        forwards=policy_forwards.forwards(section, addresses),
-        routes=policy_routing.routes(section, addresses),
-        announce=policy_routing.announce(section),
-        overlaps=policy_routing.overlaps(section),
+        forwards=forwards.read(section, addresses),
+        routes=routing.routes(section, addresses),
+        announce=routing.announce(section),
+        overlaps=routing.overlaps(section),
     )
     dhcp.close()
     section.close()
@@ -310,7 +163,7 @@ def _check_network(network: NetworkPolicy, section: Table, dhcp: Table) -> None:
     """What can only be judged with the whole network at hand."""
     mode = network.mode
     _check_firewall(network, section)
-    policy_routing.check(section, mode, network.addresses, network.announce)
+    routing.check(section, mode, network.addresses, network.announce)
     if mode is Mode.BRIDGE:
         if "bridge" not in section:
             section.wrong("bridge", "is missing", "name the host bridge that guests are put on")
@@ -406,16 +259,7 @@ def _check_together(networks: Mapping[str, NetworkPolicy], sections: Table) -> N
         if before.protocol == after.protocol and low <= high and not before.sources:
             wrong = f"{after.protocol} port {low} is forwarded by networks.{one.name} already"
             sections.at(two.name).wrong("forwards", wrong, "forward each port once")
-    policy_routing.check_together(
+    routing.check_together(
         sections,
         [(item.name, item.addresses, item.routes or ()) for item in networks.values()],
     )
-
-
-def _coexist(text: str) -> Coexist:
-    try:
-        return Coexist(text)
-    except ValueError:
-        near = nearest(text, list(Coexist))
-        better = f'; do you mean "{near}"?' if near else ""
-        raise ValueError(f"is not a tool that vnetd knows{better}") from None

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import combinations
 
-from vnetd.core import policy_values as values
 from vnetd.core.model import Address, Mode, StaticRoute, Subnet
-from vnetd.core.toml_table import Table, nearest
+from vnetd.core.policy import values
+from vnetd.core.policy.toml_table import Table, nearest
 
 
 class Announce(StrEnum):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from vnetd.core.toml_lines import Path
+from vnetd.core.policy.toml_lines import Path
 from vnetd.errors import Problem
 
 _T = TypeVar("_T")

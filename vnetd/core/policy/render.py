@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from vnetd.core.model import Definition, DhcpHost, Network
-from vnetd.core.policy import SUPPORTED_MODES
+from vnetd.core.policy.networks import SUPPORTED_MODES
 from vnetd.core.ways import StaticRoute
 
 _HEAD = """\

@@ -1,10 +1,10 @@
-"""How much of the history is kept."""
+"""[vnetd] history: how much of it is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vnetd.core.toml_table import Table
+from vnetd.core.policy.toml_table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Retention:
     days: int = 365
 
 
-def parse(section: Table) -> Retention:
+def read(section: Table) -> Retention:
     kept = {}
     for key, most in (("records", 1_000_000), ("days", 36_500)):
         right = f"write a number from 1 to {most}"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vnetd.core import policy_values as values
 from vnetd.core.model import Address, HostAddress, Subnet
-from vnetd.core.toml_table import Table
+from vnetd.core.policy import values
+from vnetd.core.policy.toml_table import Table
 
 
 class Protocol(StrEnum):
@@ -32,7 +32,7 @@ class Forward:
 _A_FORWARD = '{ protocol = "tcp", port = 8080, to = "10.77.0.20:80" }'
 
 
-def forwards(section: Table, addresses: Sequence[Address]) -> tuple[Forward, ...]:
+def read(section: Table, addresses: Sequence[Address]) -> tuple[Forward, ...]:
     found = [_forward(entry, addresses) for entry in section.tables("forwards", _A_FORWARD)]
     return tuple(item for item in found if item is not None)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
-from vnetd.core import policy_values as values
 from vnetd.core.link import Vlan
 from vnetd.core.model import Address, HostAddress, IfName, Mode
-from vnetd.core.toml_table import Table
+from vnetd.core.policy import values
+from vnetd.core.policy.toml_table import Table
 
 # udev's ID_PATH of a network card.
 _PCI = re.compile(r"pci-[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
