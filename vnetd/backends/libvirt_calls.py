@@ -15,6 +15,9 @@ from vnetd.core.keep.taps import LimitTap, RecordPort
 from vnetd.core.model import Asked, DhcpHost, DhcpRange, Lease, Libvirt, Network, Nic, Tap
 from vnetd.core.policy import NetworkPolicy
 
+# networkSetAutostart, bridge_driver.c
+_LINK_EXISTS = "Failed to create symlink"
+
 
 def read(connection: Any, asked: Asked) -> Libvirt:
     networks = _networks(connection)
@@ -177,6 +180,21 @@ def define(connection: Any, policy: NetworkPolicy) -> None:
     connection.networkDefineXMLFlags(
         network_xml.render(policy, base), libvirt.VIR_NETWORK_DEFINE_VALIDATE
     )
+
+
+def set_autostart(connection: Any, name: str, on: bool) -> None:
+    """After a start with a definition that it could not read, libvirt stumbles over its own link to
+    it, and removes that only with the definition. A network that runs goes on meanwhile.
+    """
+    network = lookup(connection, name)
+    try:
+        network.setAutostart(on)
+    except libvirt.libvirtError as error:
+        if not (on and _LINK_EXISTS in str(error) and network.isActive()):
+            raise
+        xml = network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
+        network.undefine()
+        connection.networkDefineXML(xml).setAutostart(on)
 
 
 def update_dhcp(connection: Any, action: UpdateDhcp) -> None:

@@ -159,7 +159,7 @@ class Libvirtd:
             case DefineNetwork(policy=policy):
                 await self._change(lambda c: calls.define(c, policy), policy.name)
             case SetAutostart(network=name, on=on):
-                await self._change(lambda c: calls.lookup(c, name).setAutostart(on), name)
+                await self._change(lambda c: calls.set_autostart(c, name, on), name)
             case SetUplink(network=name):
                 await self._change(lambda c: calls.set_uplink(c, action), name)
             case UpdateDhcp(network=name):
