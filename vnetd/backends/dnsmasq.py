@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from vnetd.backends import hostsfile, listeners, process
 from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
-from vnetd.core.model import Definition, Intruder, Observed, Source
+from vnetd.core.model import Definition, HostAddress, Intruder, Observed, Source
 
 PID_FILES = Path("/run/libvirt/network")
 _FILES = Path("/var/lib/libvirt/dnsmasq")
@@ -37,14 +37,11 @@ class Dnsmasq:
         alive = {name: pid for name in networks if (pid := _pid(name)) is not None}
         self._follow(alive)
         served = {name: n.live for name, n in networks.items() if n.live and name in self._watched}
+        reserving = [name for name, live in served.items() if live.hosts]
         return replace(
             observed,
             dnsmasq=frozenset(self._watched),
-            reserved={
-                name: hostsfile.addresses(text)
-                for name, live in served.items()
-                if live.hosts and (text := _text(_FILES / f"{name}.hostsfile")) is not None
-            },
+            reserved=await asyncio.to_thread(_reserved, reserving) if reserving else {},
             intruders=tuple(
                 item
                 for live in served.values()
@@ -87,6 +84,12 @@ class Dnsmasq:
             # libvirt also ends it, to start it with another configuration: it gets the time to.
             reason = f"dnsmasq of network {name} ended"
             self._poke(self.source, Source.LIBVIRT, reason=reason, writing=True)
+
+
+def _reserved(networks: Iterable[str]) -> dict[str, frozenset[HostAddress]]:
+    """Beside the loop: there may be tens of thousands."""
+    texts = {name: _text(_FILES / f"{name}.hostsfile") for name in networks}
+    return {name: hostsfile.addresses(text) for name, text in texts.items() if text is not None}
 
 
 def _intruders(network: Definition, pid: int) -> Iterator[Intruder]:

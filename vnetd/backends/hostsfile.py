@@ -12,6 +12,8 @@ def addresses(text: str) -> frozenset[HostAddress]:
     found: set[HostAddress] = set()
     for line in text.splitlines():
         for field in line.split(","):
+            if ":" in field and field[:1] != "[":
+                continue  # a MAC, or an id
             try:
                 found.add(ip_address(field.strip("[]")))
             except ValueError:
