@@ -53,6 +53,8 @@ _FILE_SETTLE_SECONDS = 0.2
 _READY_SECONDS = 2.0
 _GUARD_FD = "guard"
 _METRICS_SECONDS = 5.0
+# What may be lost without anybody's word.
+_NO_POLICY = (policy_core.Policy(), policy_core.Policy(present=False))
 # A pass that takes longer hangs: the watchdog is then fed no more.
 _LONGEST_PASS_SECONDS = 120.0
 
@@ -261,8 +263,9 @@ class _Daemon:
         main = self._options.config
         try:
             texts = files.read_policy(main)
-            if not texts and self._reconciler.policy.present:
-                raise PolicyError([files.missing(main)])
+            empty = not any(text.text.strip() for text in texts)
+            if empty and self._reconciler.policy not in _NO_POLICY:
+                raise PolicyError([files.missing(main, empty=bool(texts))])
             policy = policy_core.parse(texts) if texts else policy_core.Policy(present=False)
         except PolicyError as error:
             entries.policy_rejected(error.problems)

@@ -131,8 +131,9 @@ def _check(path: Path, status: os.stat_result) -> None:
         raise _refused(path, "belongs to another user", f"run: chown root {path}")
 
 
-def missing(path: Path) -> Problem:
-    wrong = "is gone; the policy that was read from it stays in force"
+def missing(path: Path, *, empty: bool) -> Problem:
+    """One that is to say nothing any more has at least a comment in it."""
+    wrong = f"is {'empty' if empty else 'gone'}; the policy that was read from it stays in force"
     return Problem(str(path), 0, "", wrong, "put it back, or restart vnetd to do without")
 
 
