@@ -169,8 +169,8 @@ class Service:
 
     def _on_call(self, frame: Frame) -> None:
         """Refuse at once, before anything costs, or answer in a task."""
-        if not frame.sender:
-            return  # not through the bus
+        if not frame.sender or self._bus is None:
+            return  # not through the bus, or behind its end
         account = self._limits.admit(frame.sender)
         if account is None:
             self._refuse(frame, f"{ERROR}.LimitsExceeded", _TOO_MANY)
