@@ -21,7 +21,6 @@ from vnetd.core.keep.networks import (
 )
 from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.keep.taps import PlugTap
-from vnetd.core.link import Bridge
 from vnetd.core.model import (
     Cause,
     Chain,
@@ -36,6 +35,7 @@ from vnetd.core.model import (
     Source,
     World,
 )
+from vnetd.core.model.link import Bridge
 from vnetd.core.packets.firewall import Firewall
 from vnetd.core.policy import NetworkPolicy
 from vnetd.core.record import Record

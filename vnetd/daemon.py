@@ -16,22 +16,23 @@ from pathlib import Path
 
 from systemd import daemon as systemd
 
-from vnetd import entries, sysbus
+from vnetd import entries
 from vnetd.api.service import Service
 from vnetd.backends import files, scene
 from vnetd.backends.dnsmasq import Dnsmasq
-from vnetd.backends.filters import Filters
-from vnetd.backends.firewall import Firewall
-from vnetd.backends.guard import Guard
+from vnetd.backends.firewalls.filters import Filters
+from vnetd.backends.firewalls.firewall import Firewall
+from vnetd.backends.firewalls.guard import Guard
+from vnetd.backends.firewalls.iptables import Iptables
+from vnetd.backends.firewalls.nf_tables import NfTables
+from vnetd.backends.firewalls.zoned import Zoned
 from vnetd.backends.history import History
-from vnetd.backends.hostbridges import HostBridges
-from vnetd.backends.iptables import Iptables
-from vnetd.backends.libvirtd import Libvirtd
-from vnetd.backends.links import Links
-from vnetd.backends.nf_tables import NfTables
-from vnetd.backends.routes import Routes
-from vnetd.backends.sysctls import Sysctls
-from vnetd.backends.zoned import Zoned
+from vnetd.backends.kernel.hostbridges import HostBridges
+from vnetd.backends.kernel.links import Links
+from vnetd.backends.kernel.routes import Routes
+from vnetd.backends.kernel.sysctls import Sysctls
+from vnetd.backends.libvirt.libvirtd import Libvirtd
+from vnetd.bus import sysbus
 from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
 from vnetd.core import why

@@ -17,10 +17,13 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 
-from vnetd import journal, sysbus
+from vnetd import journal
 from vnetd.api.names import BUS_NAME
-from vnetd.backends import files, iptables, legacy, libvirtd, netlink, process, status_files
-from vnetd.backends.guard import Guard
+from vnetd.backends import files, netlink, process
+from vnetd.backends.firewalls import iptables, legacy
+from vnetd.backends.firewalls.guard import Guard
+from vnetd.backends.libvirt import libvirtd, status_files
+from vnetd.bus import sysbus
 from vnetd.core import policy
 from vnetd.core.model import Family, Held, World
 from vnetd.errors import BackendError, PolicyError

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 
 from tests.lab.hypervisor import UPLINK, Hypervisor
-from vnetd.backends import network_xml
+from vnetd.backends.libvirt import network_xml
 from vnetd.core.rules import guard
 
 

@@ -12,7 +12,7 @@ from tests.lab.hypervisor import Hypervisor
 
 READ = """
 import asyncio, dataclasses, json
-from vnetd.backends.links import Links
+from vnetd.backends.kernel.links import Links
 from vnetd.core.model import Observed
 
 links = asyncio.run(Links().observe(Observed())).links

@@ -8,7 +8,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from vnetd.backends import netlink, route_messages
+from vnetd.backends import netlink
+from vnetd.backends.kernel import route_messages
 from vnetd.core.drift import Drift
 from vnetd.core.keep import announce
 from vnetd.core.model import (

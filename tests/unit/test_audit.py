@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from vnetd.backends import audit
+from vnetd.backends.firewalls import audit
 from vnetd.core.model import Cause
 
 STAMP = "audit(1764028801.123:87): "

@@ -8,8 +8,9 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from vnetd.backends import domain_xml, hostsfile, listeners, taken_ports
-from vnetd.backends.taken_ports import TakenPorts
+from vnetd.backends import hostsfile, listeners
+from vnetd.backends.libvirt import domain_xml, taken_ports
+from vnetd.backends.libvirt.taken_ports import TakenPorts
 from vnetd.core.desired import desired
 from vnetd.core.drift import Conflict
 from vnetd.core.keep import dnsmasq, networks

@@ -11,9 +11,9 @@ from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from vnetd import frames, sysbus
 from vnetd.api.tree import marshal
-from vnetd.frames import Frame, Frames, Head
+from vnetd.bus import frames, sysbus
+from vnetd.bus.frames import Frame, Frames, Head
 
 LONGEST = 256
 

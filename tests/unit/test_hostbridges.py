@@ -10,8 +10,8 @@ import pytest
 from vnetd.core.diff import diff
 from vnetd.core.keep.hostbridges import MARK, AddRoutes, MakeBridge, RemoveBridge
 from vnetd.core.keep.uplinks import ReleaseUplink, TakeUplink
-from vnetd.core.link import Bridge, Link, Port, Vlan
 from vnetd.core.model import IfName, Observed, Owner, Refusal, Route, Taken, Uplinks
+from vnetd.core.model.link import Bridge, Link, Port, Vlan
 from vnetd.core.plan import plan
 from vnetd.core.policy import Policy, PolicyText, parse
 from vnetd.core.uplinks import resolve, way_out

@@ -8,8 +8,9 @@ import struct
 
 import pytest
 
-from vnetd.backends import link_messages, netlink
-from vnetd.core.link import Vlan
+from vnetd.backends import netlink
+from vnetd.backends.kernel import link_messages
+from vnetd.core.model.link import Vlan
 
 PVID, UNTAGGED, RANGE_BEGIN, RANGE_END = 2, 4, 8, 16
 

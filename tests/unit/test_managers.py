@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.backends import cards, managers
-from vnetd.backends.managers import Managers
+from vnetd.backends.kernel import cards, managers
+from vnetd.backends.kernel.managers import Managers
 from vnetd.core.model import IfName
 
 BR0 = IfName("br0")

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from vnetd.backends.network_xml import definition, dhcp_parent, parse, render
+from vnetd.backends.libvirt.network_xml import definition, dhcp_parent, parse, render
 from vnetd.core.keep.networks import differences
 from vnetd.core.model import DhcpHost, DhcpRange, IfName, Mode
 from vnetd.core.policy import NetworkPolicy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from vnetd.backends.firewalls.nf_tables import rules
 from vnetd.backends.netlink import encoded
-from vnetd.backends.nf_tables import rules
 
 
 def counter(packets: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.definitions import definition
-from vnetd.backends import network_xml
+from vnetd.backends.libvirt import network_xml
 from vnetd.core.drift import Drift
 from vnetd.core.keep import rules
 from vnetd.core.keep.rules import EditNftables, RulesLeftOver

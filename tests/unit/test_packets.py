@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.backends import iptables_rules, iptables_save, nft_json
+from vnetd.backends.firewalls import iptables_rules, iptables_save, nft_json
 from vnetd.core import foreign
 from vnetd.core.model import Chain, Definition, DhcpRange, Family, IfName, Mode
 from vnetd.core.packets import flows

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from vnetd.backends import domain_xml, iptables_save, network_xml
+from vnetd.backends.firewalls import iptables_save
+from vnetd.backends.libvirt import domain_xml, network_xml
 from vnetd.core.diff import diff
 from vnetd.core.keep.rules import RestoreRules
-from vnetd.core.link import Bridge, Port
 from vnetd.core.model import (
     Definition,
     Family,
@@ -27,6 +27,7 @@ from vnetd.core.model import (
     Ruleset,
     World,
 )
+from vnetd.core.model.link import Bridge, Port
 from vnetd.core.plan import plan
 from vnetd.core.policy import Policy, PolicyText, parse
 

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from vnetd.core.link import Vlan
+from vnetd.core.model.link import Vlan
 from vnetd.core.policy import BridgePolicy, BridgePort, PolicyText, parse, uplink_name
 from vnetd.errors import PolicyError
 

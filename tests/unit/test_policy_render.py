@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.definitions import DEFINITIONS, definition
-from vnetd.backends import network_xml
+from vnetd.backends.libvirt import network_xml
 from vnetd.core.keep.networks import differences
 from vnetd.core.model import Definition, Mode, Network
 from vnetd.core.policy import SUPPORTED_MODES, PolicyText, parse, render

@@ -12,14 +12,14 @@ from ipaddress import ip_address
 import pytest
 
 from tests.fakes import FakeHost, Published, nat
-from vnetd.backends.filters import Filters
-from vnetd.backends.firewall import Firewall
-from vnetd.backends.guard import Guard
-from vnetd.backends.hostbridges import HostBridges
-from vnetd.backends.libvirtd import Libvirtd
-from vnetd.backends.links import Links
-from vnetd.backends.routes import Routes
-from vnetd.backends.sysctls import Sysctls
+from vnetd.backends.firewalls.filters import Filters
+from vnetd.backends.firewalls.firewall import Firewall
+from vnetd.backends.firewalls.guard import Guard
+from vnetd.backends.kernel.hostbridges import HostBridges
+from vnetd.backends.kernel.links import Links
+from vnetd.backends.kernel.routes import Routes
+from vnetd.backends.kernel.sysctls import Sysctls
+from vnetd.backends.libvirt.libvirtd import Libvirtd
 from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import RemakeBridge
 from vnetd.core.keep.networks import StartNetwork, UpdateDhcp

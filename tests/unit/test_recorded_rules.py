@@ -10,7 +10,8 @@ import pytest
 
 from tests.cases.record_rules import ALL, RULES, in_any_order
 from tests.definitions import DEFINITIONS, definition
-from vnetd.backends import iptables_save, network_xml
+from vnetd.backends.firewalls import iptables_save
+from vnetd.backends.libvirt import network_xml
 from vnetd.core.model import Chain, Definition, Family, Ruleset, World
 from vnetd.core.rules import iptables, nftables
 

@@ -6,7 +6,7 @@ import socket
 import struct
 from ipaddress import ip_address, ip_interface, ip_network
 
-from vnetd.backends import rtnetlink as rt
+from vnetd.backends.kernel import rtnetlink as rt
 from vnetd.backends.netlink import attributes, encoded
 from vnetd.core.model import Route
 

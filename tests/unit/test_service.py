@@ -16,10 +16,10 @@ from dbus_next.constants import MessageType
 from tests.lab.hostile import call, complete_types, random_signature, random_value
 from tests.unit.test_frames import from_the_bus
 from tests.unit.test_tree import BRIDGE, NETWORK, PORT, status
-from vnetd import frames, sysbus
 from vnetd.api import contract
 from vnetd.api.limits import PENDING_QUESTIONS
 from vnetd.api.service import Service
+from vnetd.bus import frames, sysbus
 from vnetd.core.record import Record
 from vnetd.errors import NoSuchNetwork
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.backends import status_files
+from vnetd.backends.libvirt import status_files
 
 UNIT = Path(__file__).parents[2] / "systemd/vnetd-libvirt-status@.service"
 

@@ -10,7 +10,6 @@ import pytest
 
 from vnetd.core.diff import diff
 from vnetd.core.keep.networks import Stopped
-from vnetd.core.link import Bridge
 from vnetd.core.model import (
     Address,
     Definition,
@@ -23,6 +22,7 @@ from vnetd.core.model import (
     Network,
     Observed,
 )
+from vnetd.core.model.link import Bridge
 from vnetd.core.policy import Announce, NetworkPolicy, Policy
 
 UPLINK = IfName("eth0")

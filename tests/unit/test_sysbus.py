@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetd import sysbus
+from vnetd.bus import sysbus
 
 
 def test_a_bus_that_goes_down_during_authentication_ends_connecting(

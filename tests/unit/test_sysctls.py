@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.backends.raised import Memory
+from vnetd.backends.kernel.raised import Memory
 from vnetd.core.keep import sysctls
 from vnetd.core.keep.sysctls import SetSysctl
 from vnetd.core.model import (

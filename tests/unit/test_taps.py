@@ -9,10 +9,10 @@ from ipaddress import ip_interface
 
 import pytest
 
-from vnetd.backends import domain_xml
+from vnetd.backends.libvirt import domain_xml
 from vnetd.core.keep import bridges, guests, taps
-from vnetd.core.link import Bridge, Port, PortState, Vlan
 from vnetd.core.model import Definition, IfName, Libvirt, Link, Mode, Network, Tap
+from vnetd.core.model.link import Bridge, Port, PortState, Vlan
 from vnetd.core.policy import Policy
 
 MAC, BRIDGE_MAC = "52:54:00:00:00:01", "52:54:00:00:00:aa"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from vnetd import frames, sysbus
 from vnetd.api import names, tree
 from vnetd.api.tree import Tree
-from vnetd.core.link import PortState
+from vnetd.bus import frames, sysbus
 from vnetd.core.model import State
+from vnetd.core.model.link import PortState
 from vnetd.core.policy import Enforcement
 from vnetd.core.status import BridgeStatus, Kept, NetworkStatus, PortStatus, Status
 

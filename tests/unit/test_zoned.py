@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.backends.zoned import Zoned
+from vnetd.backends.firewalls.zoned import Zoned
 
 
 def test_the_next_vnetd_knows(tmp_path: Path) -> None:

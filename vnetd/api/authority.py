@@ -17,8 +17,8 @@ from dbus_next.signature import Variant
 from vnetd.api.calls import Call, CallError
 from vnetd.api.limits import PENDING_QUESTIONS
 from vnetd.api.names import DBUS_ERROR, ERROR
+from vnetd.bus.sysbus import BUS, RemoteError
 from vnetd.errors import VnetdError
-from vnetd.sysbus import BUS, RemoteError
 
 log = logging.getLogger(__name__)
 

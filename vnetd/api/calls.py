@@ -9,7 +9,7 @@ from typing import Any
 
 from vnetd.api.limits import Account
 from vnetd.api.names import ERROR
-from vnetd.frames import Head
+from vnetd.bus.frames import Head
 
 # libvirt's own longest name of a network or domain, which must be a file's name.
 _LONGEST_NAME = 255

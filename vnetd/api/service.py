@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from dbus_next.constants import MessageType, RequestNameReply
 from dbus_next.message import Message
 
-from vnetd import frames, sysbus
 from vnetd.api import contract, names, objects
 from vnetd.api.authority import Authority
 from vnetd.api.calls import Call, CallError, clip
@@ -26,11 +25,12 @@ from vnetd.api.methods import Body, Methods
 from vnetd.api.methods import Operations as MethodOperations
 from vnetd.api.names import DBUS_ERROR, ERROR
 from vnetd.api.tree import Tree, marshal
+from vnetd.bus import frames, sysbus
+from vnetd.bus.frames import Frame, Head
 from vnetd.core.model import Cause
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
 from vnetd.errors import NoSuchNetwork, PolicyError, Problem, VnetdError
-from vnetd.frames import Frame, Head
 from vnetd.reconcile import Progress
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from dbus_next._private.marshaller import Marshaller
 from dbus_next.signature import Variant
 
-from vnetd import frames
 from vnetd.api import contract, names, objects
 from vnetd.api.objects import Fact, Properties
+from vnetd.bus import frames
 from vnetd.core.status import Status
 
 _SLICE_SECONDS = 0.004

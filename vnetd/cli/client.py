@@ -11,8 +11,8 @@ from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from vnetd import sysbus
 from vnetd.api import names
+from vnetd.bus import sysbus
 
 OnSignal = Callable[[Message], None]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from dbus_next.message import Message
 
-from vnetd import sysbus
 from vnetd.api import names
 from vnetd.api.names import DBUS_ERROR, ERROR
+from vnetd.bus import sysbus
 from vnetd.cli import render
 from vnetd.cli.client import Daemon, plain
 from vnetd.cli.codes import DRIFTED, FAILED, OK

@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "unmanaged":
         return _unmanaged(arguments.links, as_json=arguments.json)
 
-    from vnetd import sysbus  # the libraries take a tenth of a second: check does without
+    from vnetd.bus import sysbus  # the libraries take a tenth of a second: check does without
     from vnetd.cli import commands
 
     command = {
@@ -143,7 +143,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(paths: list[Path], *, as_json: bool) -> int:
-    from vnetd.backends import cards, files
+    from vnetd.backends import files
+    from vnetd.backends.kernel import cards
     from vnetd.cli import render
     from vnetd.core import policy
 
@@ -171,7 +172,7 @@ def _check(paths: list[Path], *, as_json: bool) -> int:
 
 
 def _unmanaged(links: list[str], *, as_json: bool) -> int:
-    from vnetd.backends import managers
+    from vnetd.backends.kernel import managers
     from vnetd.cli import render
 
     wanted = managers.unmanaged(links)

@@ -10,7 +10,6 @@ from vnetd.core.diff import Diff
 from vnetd.core.keep import announce, guard, taps
 from vnetd.core.keep import bridges as b
 from vnetd.core.keep.networks import BridgeMissing
-from vnetd.core.link import PortState
 from vnetd.core.model import (
     Definition,
     Held,
@@ -21,6 +20,7 @@ from vnetd.core.model import (
     bridge_object,
     network_object,
 )
+from vnetd.core.model.link import PortState
 from vnetd.core.policy import Enforcement, Policy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vnetd.core.basics import IfName
-from vnetd.core.link import Link
+from vnetd.core.model.link import Link
 
 # They bear the MAC address of the link below them.
 _ABOVE_OTHERS = ("bridge", "vlan", "macvlan", "macvtap", "ipvlan", "bond", "team")

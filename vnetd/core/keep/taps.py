@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from vnetd.core.actions import Action
 from vnetd.core.drift import Difference, Drift, NetworkDrift, joined, unequal
 from vnetd.core.keep.bridges import wanted as wanted_of_bridge
-from vnetd.core.link import Port, PortState, Vlan
 from vnetd.core.model import Definition, IfName, Libvirt, Link, Source, Tap
+from vnetd.core.model.link import Port, PortState, Vlan
 from vnetd.core.policy import Policy
 
 _STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"

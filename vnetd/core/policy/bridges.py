@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
-from vnetd.core.link import Vlan
 from vnetd.core.model import Address, HostAddress, IfName, Mode
+from vnetd.core.model.link import Vlan
 from vnetd.core.policy import values
 from vnetd.core.policy.toml_table import Table
 

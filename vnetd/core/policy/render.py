@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable, Iterator
 
 from vnetd.core.model import Definition, DhcpHost, Network
+from vnetd.core.model.route import StaticRoute
 from vnetd.core.policy.networks import SUPPORTED_MODES
-from vnetd.core.ways import StaticRoute
 
 _HEAD = """\
 # The networks of this host, as libvirt has them. What a policy has no word for (DNS records,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from vnetd.backends import rtnetlink as rt
+from vnetd.backends.kernel import rtnetlink as rt
 from vnetd.core.model import Address, HostAddress, IfName, Refusal, Taken
 from vnetd.errors import BackendError
 

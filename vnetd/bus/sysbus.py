@@ -14,9 +14,9 @@ from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.message import Message
 
-from vnetd import frames
+from vnetd.bus import frames
+from vnetd.bus.frames import Frame
 from vnetd.errors import VnetdError
-from vnetd.frames import Frame
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vnetd.core.basics import IfName
-from vnetd.core.link import Vlan
+from vnetd.core.model.link import Vlan
 
 
 @dataclass(frozen=True, slots=True)

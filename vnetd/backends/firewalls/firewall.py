@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 
-from vnetd.backends import audit, iptables, legacy, netlink, nftables, process
+from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
+from vnetd.backends.firewalls import audit, iptables, legacy, nftables
+from vnetd.backends.firewalls.nf_tables import NfTables
 from vnetd.backends.netlink import Generation
-from vnetd.backends.nf_tables import NfTables
 from vnetd.core.actions import Action
 from vnetd.core.keep.rules import EditNftables, ReinstallRules, RestoreRules
 from vnetd.core.model import Cause, Chains, Libvirt, Observed, Ruleset, Source, World

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from vnetd.backends import netlink
-from vnetd.backends.netlink import attributes, encoded
-from vnetd.backends.rtnetlink import (
+from vnetd.backends.kernel.rtnetlink import (
     CREATE,
     DELNEIGH,
     DELROUTE,
@@ -19,6 +18,7 @@ from vnetd.backends.rtnetlink import (
     Request,
     neighbours_of,
 )
+from vnetd.backends.netlink import attributes, encoded
 from vnetd.core.model import HostAddress, HostRoute, IfName, Proxy, StaticRoute, Subnet
 
 _EXCL = 0x200

@@ -8,6 +8,21 @@ from vnetd.core.basics import HostAddress, IfName, Subnet
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    destination: Subnet
+    gateway: HostAddress | None = None
+    metric: int = 0
+    table: int = 254
+
+    def __str__(self) -> str:
+        parts = [str(self.destination) if self.destination.prefixlen else "default"]
+        parts += [f"via {self.gateway}"] if self.gateway else []
+        parts += [f"metric {self.metric}"] if self.metric else []
+        parts += [f"table {self.table}"] if self.table != 254 else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class StaticRoute:
     """A network's own way to what lies behind one of its guests."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import libvirt
 
-from vnetd.backends import domain_xml, network_xml
+from vnetd.backends.libvirt import domain_xml, network_xml
 from vnetd.core.keep.dnsmasq import RefreshDnsmasq
 from vnetd.core.keep.networks import SetUplink, UpdateDhcp
 from vnetd.core.keep.taps import LimitTap, RecordPort

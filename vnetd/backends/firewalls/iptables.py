@@ -9,10 +9,11 @@ import os
 from contextlib import suppress
 from typing import assert_never
 
-from vnetd.backends import iptables_save, legacy, process
-from vnetd.backends.iptables_nft import IptablesNft
-from vnetd.backends.iptables_save import Tables
-from vnetd.backends.nf_tables import NfTables
+from vnetd.backends import process
+from vnetd.backends.firewalls import iptables_save, legacy
+from vnetd.backends.firewalls.iptables_nft import IptablesNft
+from vnetd.backends.firewalls.iptables_save import Tables
+from vnetd.backends.firewalls.nf_tables import NfTables
 from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import Chain, Chains, Family, World
 from vnetd.errors import BackendError

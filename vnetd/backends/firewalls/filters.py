@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from vnetd.backends import iptables_rules, iptables_save, legacy, netlink, nft_json, process
+from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
-from vnetd.backends.iptables import Iptables
+from vnetd.backends.firewalls import iptables_rules, iptables_save, legacy, nft_json
+from vnetd.backends.firewalls.iptables import Iptables
+from vnetd.backends.firewalls.nf_tables import FAMILIES, NfTables
+from vnetd.backends.firewalls.zoned import Zoned
 from vnetd.backends.netlink import Generation
-from vnetd.backends.nf_tables import FAMILIES, NfTables
-from vnetd.backends.zoned import Zoned
 from vnetd.core.actions import Action
 from vnetd.core.keep.coexist import SetAccepts, SetZone
 from vnetd.core.model import Cause, Family, IfName, Observed, Source, World

@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnetd.backends import nft_list, process, status_files
+from vnetd.backends import process
+from vnetd.backends.firewalls import nft_list
+from vnetd.backends.libvirt import status_files
 from vnetd.core.model import Chain, Chains, Family, Ruleset, World
 from vnetd.core.rules.nftables import CHAINS, TABLE
 from vnetd.errors import BackendError

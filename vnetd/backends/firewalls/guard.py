@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from vnetd.backends import guard_messages as codec
 from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
+from vnetd.backends.firewalls import guard_messages as codec
+from vnetd.backends.firewalls.nf_tables import Tell
 from vnetd.backends.netlink import Generation
-from vnetd.backends.nf_tables import Tell
 from vnetd.core.actions import Action
 from vnetd.core.keep.guard import WriteGuard
 from vnetd.core.model import Cause, GuardTable, Held, Observed, Source

@@ -14,13 +14,14 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vnetd.backends import cards, netlink, uplinks
-from vnetd.backends import rtnetlink as rt
+from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.backends.iproute import IPRouteThread
-from vnetd.backends.link_messages import vlan_flags
-from vnetd.backends.managers import Managers
-from vnetd.backends.uplinks import Notes, Stage
+from vnetd.backends.kernel import cards, uplinks
+from vnetd.backends.kernel import rtnetlink as rt
+from vnetd.backends.kernel.iproute import IPRouteThread
+from vnetd.backends.kernel.link_messages import vlan_flags
+from vnetd.backends.kernel.managers import Managers
+from vnetd.backends.kernel.uplinks import Notes, Stage
 from vnetd.core.actions import Action
 from vnetd.core.keep.hostbridges import MARK, AddRoutes, MakeBridge, RemoveBridge, SetHostBridge
 from vnetd.core.keep.uplinks import ReleaseUplink, SetPort, TakeUplink

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vnetd.backends import link_messages as messages
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.backends.iproute import IPRouteThread
-from vnetd.backends.link_events import LinkEvents
+from vnetd.backends.kernel import link_messages as messages
+from vnetd.backends.kernel.iproute import IPRouteThread
+from vnetd.backends.kernel.link_events import LinkEvents
 from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import AddAddress, RemakeBridge, RenameBridge, SetBridge
 from vnetd.core.keep.networks import RemoveStrayBridge

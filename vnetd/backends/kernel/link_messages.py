@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
 
 from vnetd.backends import netlink
-from vnetd.core.link import Bridge, Link, Port, PortState, Vlan
 from vnetd.core.model import Address, IfName
+from vnetd.core.model.link import Bridge, Link, Port, PortState, Vlan
 
 # linux/rtnetlink.h
 NEWLINK, DELLINK, _GETLINK = 16, 17, 18

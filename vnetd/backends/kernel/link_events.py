@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from vnetd.backends import link_messages as messages
 from vnetd.backends import netlink
+from vnetd.backends.kernel import link_messages as messages
 from vnetd.core.model import IfName, Link
 
 _REST = 4

@@ -16,10 +16,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from vnetd.backends import netlink, rtnetlink
-from vnetd.backends import route_messages as messages
+from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.backends.rtnetlink import Rtnetlink
+from vnetd.backends.kernel import route_messages as messages
+from vnetd.backends.kernel import rtnetlink
+from vnetd.backends.kernel.rtnetlink import Rtnetlink
 from vnetd.core.actions import Action
 from vnetd.core.keep import announce
 from vnetd.core.keep.announce import SetProxy

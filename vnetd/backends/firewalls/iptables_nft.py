@@ -9,10 +9,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 
-from vnetd.backends import iptables_save, process
-from vnetd.backends.iptables_save import Table, Tables
+from vnetd.backends import process
+from vnetd.backends.firewalls import iptables_save
+from vnetd.backends.firewalls.iptables_save import Table, Tables
+from vnetd.backends.firewalls.nf_tables import NfTables, RawTable
 from vnetd.backends.netlink import Generation
-from vnetd.backends.nf_tables import NfTables, RawTable
 from vnetd.core.model import Family
 
 _TOOLS = {Family.IPV4: "iptables-nft-save", Family.IPV6: "ip6tables-nft-save"}

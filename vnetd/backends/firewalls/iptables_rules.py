@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vnetd.backends.iptables_save import Table
+from vnetd.backends.firewalls.iptables_save import Table
 from vnetd.core.model import Family
 from vnetd.core.packets import iptables_text
 from vnetd.core.packets.firewall import (

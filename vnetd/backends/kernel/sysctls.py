@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
-from vnetd.backends.raised import Memory
+from vnetd.backends.kernel.raised import Memory
 from vnetd.core.actions import Action
 from vnetd.core.keep import sysctls
 from vnetd.core.keep.sysctls import SetSysctl

@@ -17,10 +17,10 @@ from typing import Any
 import libvirt
 
 from vnetd.backends import files, process
-from vnetd.backends import libvirt_calls as calls
 from vnetd.backends.base import Poke
-from vnetd.backends.libvirt_connection import DOMAIN_EVENTS, NETWORK_EVENTS, Connection, in_thread
-from vnetd.backends.taken_ports import TakenPorts
+from vnetd.backends.libvirt import calls
+from vnetd.backends.libvirt.connection import DOMAIN_EVENTS, NETWORK_EVENTS, Connection, in_thread
+from vnetd.backends.libvirt.taken_ports import TakenPorts
 from vnetd.core.actions import Action
 from vnetd.core.keep import guests
 from vnetd.core.keep.dnsmasq import RefreshDnsmasq

@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from vnetd.backends import xmltext
-from vnetd.core.link import Vlan
 from vnetd.core.model import IfName, Nic, Tap
+from vnetd.core.model.link import Vlan
 
 # util/virnetdevbandwidth.c: what comes in to the guest goes out of its tap
 _QDISCS = {"bandwidth/inbound": "htb", "bandwidth/outbound": "ingress"}

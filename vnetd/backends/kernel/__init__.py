@@ -1,0 +1,1 @@
+"""The kernel's links, routes and sysctls, over rtnetlink and /proc/sys."""

@@ -1,0 +1,1 @@
+"""libvirt: its networks and domains, asked and changed by its own library."""
