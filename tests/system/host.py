@@ -181,14 +181,18 @@ class Host(Machine):
         return self.path("/run/systemd/private").is_socket()
 
     def plug_uplink(self) -> None:
-        """The cable to the wan host."""
+        self.plug("uplink0", "wan0", f"{WAN}/24", f"{WAN_IPV6}/64")
+
+    def plug(self, link: str, far: str, *addresses: str) -> None:
+        """A cable from a new link of the host to one of the wan host's, with these addresses."""
         self.outside(f"""
-            ip link delete wan0 2>/dev/null || true # of a life before, which ends in its time
-            ip link add wan0 type veth peer name uplink0 netns {self._init_pid}
-            ip addr add {WAN}/24 dev wan0
-            ip addr add {WAN_IPV6}/64 dev wan0 nodad
-            ip link set wan0 up
+            ip link delete {far} 2>/dev/null || true # of a life before, which ends in its time
+            ip link add {far} type veth peer name {link} netns {self._init_pid}
+            ip link set {far} up
         """)
+        for address in addresses:
+            nodad = "nodad" if ":" in address else ""
+            self.outside(f"ip addr add {address} dev {far} {nodad}")
 
     def outside(self, script: str) -> str:
         """Run on the wan host."""
