@@ -16,7 +16,7 @@ from dbus_next.signature import Variant
 
 from vnetd.api.calls import Call, CallError
 from vnetd.api.limits import PENDING_QUESTIONS
-from vnetd.api.names import DBUS_ERROR, ERROR
+from vnetd.api.names import DBUS_ERROR, ERROR, NEEDS_PASSWORD
 from vnetd.bus.sysbus import BUS, RemoteError
 from vnetd.errors import VnetdError
 
@@ -65,7 +65,7 @@ class Authority:
             return
         if challenge and not call.head.may_interact:
             text = f"{action} needs a password: the call must allow interactive authorization"
-            raise CallError(f"{DBUS_ERROR}.InteractiveAuthorizationRequired", text)
+            raise CallError(NEEDS_PASSWORD, text)
         raise _refused(f"{call.head.member} needs {action}, which polkit does not grant")
 
     def left(self, sender: str) -> None:

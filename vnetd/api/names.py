@@ -19,6 +19,7 @@ PEER = "org.freedesktop.DBus.Peer"
 
 ERROR = "org.vnetd1.Error"
 DBUS_ERROR = "org.freedesktop.DBus.Error"
+NEEDS_PASSWORD = f"{DBUS_ERROR}.InteractiveAuthorizationRequired"
 
 
 def network_path(name: str) -> str:

@@ -13,6 +13,9 @@ from dbus_next.signature import Variant
 
 from vnetd.api import names
 from vnetd.bus import sysbus
+from vnetd.cli import agent
+
+_PASSWORD_SECONDS = 300.0
 
 OnSignal = Callable[[Message], None]
 
@@ -36,20 +39,16 @@ class Daemon:
     ) -> list[Any]:
         """Raises BusError or RemoteError. Does not start a daemon that somebody has stopped."""
         flags = MessageFlag.NO_AUTOSTART
-        if sys.stdin.isatty():  # somebody is there who may know a password
-            flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
-            seconds = max(seconds, 300.0)
-        return await sysbus.call(
-            self._bus,
-            names.BUS_NAME,
-            path,
-            interface,
-            member,
-            signature,
-            body,
-            seconds=seconds,
-            flags=flags,
-        )
+        address = (names.BUS_NAME, path, interface, member, signature, body)
+        try:
+            return await sysbus.call(self._bus, *address, seconds=seconds, flags=flags)
+        except sysbus.RemoteError as error:
+            if error.name != names.NEEDS_PASSWORD or not sys.stdin.isatty():
+                raise
+        flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
+        async with agent.on_terminal():  # somebody is there who may know one
+            seconds = max(seconds, _PASSWORD_SECONDS)
+            return await sysbus.call(self._bus, *address, seconds=seconds, flags=flags)
 
     async def manager(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 from dbus_next.message import Message
 
 from vnetd.api import names
-from vnetd.api.names import DBUS_ERROR, ERROR
+from vnetd.api.names import DBUS_ERROR, ERROR, NEEDS_PASSWORD
 from vnetd.bus import sysbus
 from vnetd.cli import render
 from vnetd.cli.client import Daemon, plain
@@ -32,7 +32,7 @@ UNREACHABLE_ERRORS = (
 REFUSED_ERRORS = (
     f"{ERROR}.NotAuthorized",
     f"{DBUS_ERROR}.AccessDenied",
-    f"{DBUS_ERROR}.InteractiveAuthorizationRequired",
+    NEEDS_PASSWORD,
 )
 # A look at a host with hundreds of networks, behind a pass that starts them all.
 _LONG_SECONDS = 600.0
