@@ -90,10 +90,10 @@ class _Daemon:
         tools = Iptables(self._kernel)
         self._backends = (
             self._libvirtd,
+            Firewall(self._kernel, tools, self._ask_for_rules),  # which tells Links what to look at
             Links(),
             Routes(),
             HostBridges(options.runtime),
-            Firewall(self._kernel, tools, self._ask_for_rules),
             Filters(self._kernel, tools, Zoned(options.state)),
             self._guard(),
             Sysctls(options.state),

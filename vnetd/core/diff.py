@@ -10,6 +10,7 @@ from vnetd.core.drift import Conflict, Drift, NetworkDrift, Wait
 from vnetd.core.keep import (
     announce,
     bridges,
+    checksums,
     coexist,
     dnsmasq,
     guard,
@@ -69,6 +70,8 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         if staying != kept:
             chains = rules.expected(staying, libvirt.lost_chains, observed.firewall, remembered)
         found += rules.diff(libvirt, staying, observed.firewall, chains)
+        if not any(isinstance(item, rules.RulesDiffer | rules.RulesLost) for item in found):
+            found += checksums.diff(staying, observed.links or {})
     table = None
     if observed.guard is not None:
         right = observed.firewall

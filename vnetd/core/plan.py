@@ -10,6 +10,7 @@ from vnetd.core.drift import NetworkDrift
 from vnetd.core.keep import (
     announce,
     bridges,
+    checksums,
     coexist,
     dnsmasq,
     guard,
@@ -62,6 +63,7 @@ def _plan(
     ]
     yield from dnsmasq.plan(left, libvirt)
     yield from bridges.plan(left, policy, libvirt)
+    yield from checksums.plan(left)
     yield from routes.plan(left)
     yield from announce.plan(left)
     yield from taps.plan(left, observed.links or {})

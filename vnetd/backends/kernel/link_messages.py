@@ -20,7 +20,7 @@ from vnetd.core.model.link import Bridge, Link, Port, PortState, Vlan
 # linux/rtnetlink.h
 NEWLINK, DELLINK, _GETLINK = 16, 17, 18
 NEWADDR, DELADDR, _GETADDR = 20, 21, 22
-_GETNEIGH, _GETQDISC = 30, 38
+_GETNEIGH = 30
 _REQUEST, _DUMP = 1, 0x300
 _SKIP_STATS, _BRVLAN_COMPRESSED = 1 << 3, 1 << 2
 _AF_INET, _AF_BRIDGE = 2, 7
@@ -47,8 +47,6 @@ _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _SCOPE_LINK = 253
-# linux/rtnetlink.h: struct tcmsg
-_TCA_KIND = 1
 # linux/neighbour.h: what the bridge shows of a static entry
 _NDA_LLADDR, _NUD_NOARP = 2, 0x40
 
@@ -64,7 +62,6 @@ VLANS = netlink.message(
     struct.pack("=B15x", _AF_BRIDGE)
     + netlink.encoded(_EXT_MASK, struct.pack("=I", _BRVLAN_COMPRESSED)),
 )
-QDISCS = netlink.message(_GETQDISC, _REQUEST | _DUMP, bytes(20))
 FORWARDING_TABLE = netlink.message(_GETNEIGH, _REQUEST | _DUMP, struct.pack("=B11x", _AF_BRIDGE))
 
 
@@ -86,8 +83,8 @@ class Links:
         macs: Mapping[int, frozenset[str]],
         qdiscs: Mapping[int, frozenset[str]],
     ) -> dict[IfName, Link]:
-        """With the answer to ADDRESSES, and what vlans(), static_macs() and qdiscs() make of the
-        others.
+        """With the answer to ADDRESSES, what vlans() and static_macs() make of the others, and the
+        kinds of queueing disciplines.
         """
         of_link: defaultdict[int, set[Address]] = defaultdict(set)
         for message in addresses:
@@ -128,14 +125,6 @@ def static_macs(messages: Iterable[bytes]) -> dict[int, frozenset[str]]:
 def vlan_flags(vlan: Vlan) -> int:
     """Of struct bridge_vlan_info."""
     return (_PVID if vlan.pvid else 0) | (_UNTAGGED if vlan.untagged else 0)
-
-
-def qdiscs(messages: Iterable[bytes]) -> dict[int, frozenset[str]]:
-    """The kinds of those of each link, by its index: the answer to QDISCS."""
-    found: defaultdict[int, set[str]] = defaultdict(set)
-    for message in messages:
-        found[index_of(message)].add(_text(netlink.attributes(message[20:]).get(_TCA_KIND, b"")))
-    return {number: frozenset(kinds) for number, kinds in found.items()}
 
 
 def concerns(kind: int, message: bytes, names: frozenset[str], indexes: frozenset[int]) -> bool:

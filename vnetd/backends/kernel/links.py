@@ -13,10 +13,14 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vnetd.backends import netlink
 from vnetd.backends.base import Poke
 from vnetd.backends.kernel import link_messages as messages
+from vnetd.backends.kernel import traffic_control
+from vnetd.backends.kernel.checksums import ChecksumFilters
 from vnetd.backends.kernel.iproute import IPRouteThread
 from vnetd.backends.kernel.link_events import LinkEvents
 from vnetd.core.actions import Action
+from vnetd.core.keep import checksums
 from vnetd.core.keep.bridges import AddAddress, RemakeBridge, RenameBridge, SetBridge
+from vnetd.core.keep.checksums import AddChecksumFilter
 from vnetd.core.keep.networks import RemoveStrayBridge
 from vnetd.core.keep.taps import PlugTap, SetTap, TapSettings
 from vnetd.core.model import Address, IfName, Link, Observed, Source
@@ -36,6 +40,7 @@ class Links:
         RenameBridge,
         RemoveStrayBridge,
         AddAddress,
+        AddChecksumFilter,
         PlugTap,
         SetTap,
     )
@@ -44,12 +49,16 @@ class Links:
         self._events = LinkEvents()
         self._rtnetlink = IPRouteThread("rtnetlink")
         self._asking = netlink.open_route()
+        self._checksums = ChecksumFilters()
 
     async def observe(self, observed: Observed) -> Observed:
         self._events.begin_look(observed.links_of_interest)
         taps = observed.libvirt.taps if observed.libvirt else ()
         limited = any(tap.qdiscs for tap in taps)
-        links = await self._rtnetlink.call(lambda: self._read(with_qdiscs=limited), "links")
+        filtered = checksums.bridges(observed)
+        links = await self._rtnetlink.call(
+            lambda: self._read(filtered, with_qdiscs=limited or bool(filtered)), "links"
+        )
         self._events.end_look(links)
         return replace(observed, links=links)
 
@@ -59,6 +68,8 @@ class Links:
                 await self._rtnetlink.call(lambda: self._set_bridge(action), bridge)
             case AddAddress(bridge=bridge, address=address):
                 await self._rtnetlink.call(lambda: self._add_address(bridge, address), bridge)
+            case AddChecksumFilter(bridge=bridge):
+                await self._rtnetlink.call(lambda: self._add_checksum_filter(bridge), bridge)
             case RemakeBridge(settings=SetBridge(bridge=bridge)):
                 await self._rtnetlink.call(lambda: self._make_bridge(action), bridge)
             case RemoveStrayBridge(bridge=bridge):
@@ -78,21 +89,26 @@ class Links:
 
         await self._events.watch(look)
 
-    def _read(self, *, with_qdiscs: bool) -> dict[IfName, Link]:
+    def _read(self, filtered: frozenset[IfName], *, with_qdiscs: bool) -> dict[IfName, Link]:
+        """filtered: bridges that must have a filter for checksums."""
         for _ in range(_MOST_READINGS - 1):
             with suppress(BlockingIOError):
-                return self._read_once(with_qdiscs=with_qdiscs)
-        return self._read_once(with_qdiscs=with_qdiscs)
+                return self._read_once(filtered, with_qdiscs=with_qdiscs)
+        return self._read_once(filtered, with_qdiscs=with_qdiscs)
 
-    def _read_once(self, *, with_qdiscs: bool) -> dict[IfName, Link]:
+    def _read_once(self, filtered: frozenset[IfName], *, with_qdiscs: bool) -> dict[IfName, Link]:
         links = messages.Links(self._dump(messages.LINKS))
-        vlans, macs, qdiscs = {}, {}, {}
+        vlans, macs, qdiscs, roots = {}, {}, {}, {}
         if links.has_vlan_filter():
             vlans = messages.vlans(self._dump(messages.VLANS))
             macs = messages.static_macs(self._dump(messages.FORWARDING_TABLE))
         if with_qdiscs:
-            qdiscs = messages.qdiscs(self._dump(messages.QDISCS))
-        return links.read(self._dump(messages.ADDRESSES), vlans, macs, qdiscs)
+            shown = self._dump(traffic_control.QDISCS)
+            qdiscs, roots = traffic_control.kinds(shown), traffic_control.roots(shown)
+        found = links.read(self._dump(messages.ADDRESSES), vlans, macs, qdiscs)
+        for name in filtered & found.keys():
+            found[name] = self._checksums.look(found[name], roots)
+        return found
 
     def _dump(self, question: bytes) -> list[bytes]:
         return netlink.dump(self._asking, question)
@@ -164,6 +180,9 @@ class Links:
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
+
+    def _add_checksum_filter(self, bridge: IfName) -> None:
+        self._checksums.add(self._rtnetlink.index(bridge))
 
     def _plug(self, action: PlugTap) -> None:
         ipr, tap = self._rtnetlink.ipr, self._rtnetlink.index(action.tap)

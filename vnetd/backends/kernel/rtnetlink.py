@@ -22,7 +22,9 @@ SETLINK, DELLINK = 19, 17
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
-_REQUEST, _ACK, _DUMP, REPLACE, CREATE, APPEND = 0x1, 0x4, 0x300, 0x100, 0x400, 0x800
+NEWQDISC, NEWTFILTER, NEWACTION, DELACTION = 36, 44, 48, 49
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 # Links of others that come and go cut a reading short.
 _MOST_READINGS = 5
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 5, 6, 9
@@ -111,6 +113,8 @@ _WORDS = {
     DELROUTE: "remove a route",
     NEWNEIGH: "add a neighbour",
     DELNEIGH: "remove a neighbour",
+    NEWQDISC: "add a queueing discipline",
+    NEWTFILTER: "add a filter",
 }
 
 

@@ -95,3 +95,7 @@ class Link:
     parent: str = ""
     alias: str = ""
     qdiscs: frozenset[str] = frozenset()
+    root_qdisc: str = ""
+    """As tc names it: "htb 1:"."""
+    checksum_filter: bool | None = None
+    """Whether libvirt's filter hangs there; None where nobody looked or the kernel has no such."""
