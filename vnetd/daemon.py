@@ -16,7 +16,7 @@ from pathlib import Path
 
 from systemd import daemon as systemd
 
-from vnetd import entries
+from vnetd import entries, wallclock
 from vnetd.api.service import Service
 from vnetd.backends import files, scene
 from vnetd.backends.dnsmasq import Dnsmasq
@@ -43,7 +43,7 @@ from vnetd.core.status import Status
 from vnetd.core.why import Answer
 from vnetd.errors import BackendError, PolicyError, VnetdError
 from vnetd.instance import Instance
-from vnetd.reconcile import Progress, Reconciler
+from vnetd.reconcile import ALL_SOURCES, Progress, Reconciler
 from vnetd.trigger import Clock
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class _Daemon:
                     ("nf_tables", self._kernel.watch()),
                     ("policy", self._watch_policy()),
                     ("bus", self._service.serve()),
+                    ("wall clock", wallclock.watch(self._on_clock_set)),
                     ("ready", self._say_ready()),
                     ("watchdog", self._feed_watchdog()),
                     ("metrics", self._write_metrics()),
@@ -140,6 +141,10 @@ class _Daemon:
             for watcher in watchers:
                 watcher.cancel()
         self._history.close()
+
+    def _on_clock_set(self, seconds: float) -> None:
+        log.info("the clock was set by %+.0f s, or the host slept: looking at everything", seconds)
+        self._reconciler.trigger.poke(*ALL_SOURCES, reason="the clock was set, or the host slept")
 
     # -- Operations
 
