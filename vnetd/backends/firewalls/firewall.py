@@ -16,6 +16,7 @@ from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
 from vnetd.backends.firewalls import audit, iptables, legacy, nftables
 from vnetd.backends.firewalls.nf_tables import NfTables
+from vnetd.backends.libvirt import status_files
 from vnetd.backends.netlink import Generation
 from vnetd.core.actions import Action
 from vnetd.core.keep.rules import EditNftables, ReinstallRules, RestoreRules
@@ -32,7 +33,7 @@ _SELF_HEALING = ("libvirtd[", "virtnetworkd[", "firewalld[")
 # libvirt writes one rule after the other, some 10 to 30 ms apart. It hears of a reload at once, but
 # may be busy with a network.
 _QUIET_SECONDS = 0.5
-_HEARS_SECONDS, _REINSTALLS_SECONDS = 10.0, 90.0
+_HEARS_SECONDS, _REINSTALLS_SECONDS, _POLL_SECONDS = 10.0, 90.0, 0.02
 # The first libvirt with an nftables backend.
 _NFTABLES_SINCE = (10, 4)
 
@@ -60,6 +61,12 @@ class Firewall:
         self._writing = False
         self._libvirt_wrote_at = float("-inf")
         self._libvirt_wrote = asyncio.Event()
+        self._ruled: list[str] = []
+        """Active networks that libvirt has rules for."""
+        self._awaited: dict[str, int] = {}
+        """Of these, those that libvirt was told to install again, and when it did so before."""
+        self._others_wrote = False
+        """To libvirt's nftables, since the last look."""
         self._look_again: asyncio.TimerHandle | None = None
         self._in_legacy = asyncio.Event()
         self._legacy_print = b""
@@ -75,10 +82,12 @@ class Firewall:
             self._told_by = told_by
             self._world, self._left = await _detect(libvirt)
             self._changed = False
+        networks = libvirt.networks if libvirt else {}
+        self._ruled = [n for n, it in networks.items() if it.live and it.live.mode.has_rules]
         world = self._world
         if not self._changed:
             self._iptables.forget()  # nobody told of a change: this is a look at everything
-        self._changed = False
+        self._changed = self._others_wrote = False
         ruleset = Ruleset(world)
         self._in_legacy.clear()
         if world is World.IPTABLES_LEGACY:
@@ -89,7 +98,7 @@ class Firewall:
             chains = await self._iptables.chains(world)
             ruleset = Ruleset(world, chains, self._left | await self._iptables.others(world))
         if world is World.NFTABLES:
-            settled = time.monotonic() - self._libvirt_wrote_at > _QUIET_SECONDS
+            settled = not self._unsettled()
             if not settled and self._look_again is None:
                 loop = asyncio.get_running_loop()
                 self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
@@ -120,33 +129,61 @@ class Firewall:
             self._writing = False
 
     async def _reinstall(self) -> None:
-        """Returns when libvirt has written what it writes, which iptables-legacy tells nobody."""
+        """Returns when libvirt has written what it writes. Or, in its nftables, when somebody else
+        does meanwhile: what guests lack then comes first.
+        """
         daemon = process.libvirt()
         if daemon is None:
             raise BackendError("libvirt cannot be told to install its rules again: no pid file")
-        in_legacy = self._world is World.IPTABLES_LEGACY
-        before = legacy.fingerprint() if in_legacy else b""
-        self._libvirt_wrote.clear()
-        await self._ask_for_rules(daemon.pid)
+        work = {World.IPTABLES_LEGACY: self._in_iptables_legacy, World.NFTABLES: self._in_nftables}
         try:
-            async with asyncio.timeout(_HEARS_SECONDS):
-                await (legacy.changed(before) if in_legacy else self._libvirt_wrote.wait())
             async with asyncio.timeout(_REINSTALLS_SECONDS):
-                if in_legacy:
-                    await legacy.settled()
-                else:
-                    while await self._writes_on():
-                        pass
+                await work.get(self._world, self._in_iptables_nft)(daemon.pid)
         except TimeoutError:
             raise BackendError(f"{daemon} does not install its rules again") from None
 
-    async def _writes_on(self) -> bool:
+    async def _in_iptables_legacy(self, pid: int) -> None:
+        before = legacy.fingerprint()
+        await self._ask_for_rules(pid)
+        async with asyncio.timeout(_HEARS_SECONDS):
+            await legacy.changed(before)
+        await legacy.settled()
+
+    async def _in_iptables_nft(self, pid: int) -> None:
         self._libvirt_wrote.clear()
-        try:
-            async with asyncio.timeout(_QUIET_SECONDS):
-                return await self._libvirt_wrote.wait()
-        except TimeoutError:
-            return False
+        await self._ask_for_rules(pid)
+        async with asyncio.timeout(_HEARS_SECONDS):
+            await self._libvirt_wrote.wait()
+        with suppress(TimeoutError):
+            while True:
+                self._libvirt_wrote.clear()
+                async with asyncio.timeout(_QUIET_SECONDS):
+                    await self._libvirt_wrote.wait()
+
+    async def _in_nftables(self, pid: int) -> None:
+        await self._installed()  # told before: it would do all of it twice
+        if not self._others_wrote:
+            self._awaited = status_files.written(self._ruled)
+            await self._ask_for_rules(pid)
+            await self._installed()
+
+    async def _installed(self) -> None:
+        """libvirt writes a network's file when it has installed its rules, however long it takes
+        for that: 0.1 s, or seconds where the machine is busy.
+        """
+        began = time.monotonic()
+        while self._awaited and not self._others_wrote:
+            written = status_files.written(self._awaited)
+            self._awaited = {n: at for n, at in self._awaited.items() if written.get(n) == at}
+            if not self._awaited:
+                self._libvirt_wrote_at = float("-inf")  # it is through
+            elif time.monotonic() - max(began, self._libvirt_wrote_at) > _HEARS_SECONDS:
+                self._awaited = {}
+                raise TimeoutError
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _unsettled(self) -> bool:
+        return time.monotonic() - self._libvirt_wrote_at <= _QUIET_SECONDS
 
     async def watch(self, poke: Poke) -> None:
         self._poke = poke
@@ -211,6 +248,8 @@ class Firewall:
             # libvirt says what it did only when it is through: ask it again as well.
             poke(self.source, Source.LIBVIRT, reason=reason, cause=cause, writing=True)
         else:
+            if generation.tables & _LIBVIRT_TABLES:
+                self._others_wrote = True
             poke(self.source, reason=reason, cause=cause)
 
 

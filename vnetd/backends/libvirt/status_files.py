@@ -10,6 +10,7 @@ import logging
 import os
 import tarfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +44,15 @@ async def may_read() -> bool:
         await _ask()
         return not _said
     return True
+
+
+def written(networks: Iterable[str]) -> dict[str, int]:
+    """When each was written (ns since the epoch), of those that there are; anybody may ask."""
+    found = {}
+    for network in networks:
+        with suppress(FileNotFoundError):
+            found[network] = (DIRECTORY / f"{network}.xml").stat().st_mtime_ns
+    return found
 
 
 def _read() -> Files:
