@@ -152,6 +152,22 @@ def test_a_bridge_whose_vlan_filter_was_turned_off_gets_it_back() -> None:
     assert str(action) == "set bridge vblab up, VLAN filtering on"
 
 
+def test_a_flushed_link_local_address_comes_back_where_guests_have_ipv6() -> None:
+    live = replace(LIVE, addresses=(*LIVE.addresses, ip_interface("fd77::1/64")))
+    flushed = replace(BRIDGE, addresses=frozenset(live.addresses), operational=True)
+
+    def missing(live: Definition, bridge: Link) -> list[str]:
+        libvirt = Libvirt("9.0.0", 1, {"lab": Network("lab", live, live, True)})
+        found = bridges.diff(Policy(), libvirt, [live], {bridge.name: bridge})
+        return [str(item.address) for item in found if isinstance(item, bridges.AddressMissing)]
+
+    assert missing(live, flushed) == ["fe80::5054:ff:fe00:aa/64"]
+    assert missing(live, replace(flushed, operational=False)) == []
+    another = flushed.addresses | {ip_interface("fe80::1/64")}
+    assert missing(live, replace(flushed, addresses=another)) == []
+    assert missing(LIVE, replace(flushed, addresses=frozenset(LIVE.addresses))) == []
+
+
 def test_a_kernel_without_vlan_filter_is_not_asked_for_one() -> None:
     without = replace(BRIDGE, bridge=Bridge(vlan_filtering=None))
     libvirt = Libvirt("9.0.0", 1, {"lab": Network("lab", LIVE, LIVE, True)})

@@ -28,7 +28,7 @@ _AF_INET, _AF_BRIDGE = 2, 7
 # linux/if_link.h
 _IFF_UP = 1
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
-_AF_SPEC, _EXT_MASK = 26, 29
+_OPERSTATE, _AF_SPEC, _EXT_MASK = 16, 26, 29
 _CARRIER, _PROP_LIST, _ALT_IFNAME, _PERM_ADDRESS = 33, 52, 53, 54
 _PARENT_DEV, _PARENT_BUS = 56, 57
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5
@@ -44,6 +44,8 @@ _NEIGH_SUPPRESS, _ISOLATED = 32, 33
 _VLAN_INFO = 2
 _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 
+# linux/if.h
+_IF_OPER_UP = b"\6"
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _SCOPE_LINK = 253
@@ -204,6 +206,7 @@ def _link(
         mtu=_number(found.get(_MTU, b"")),
         up=bool(parts.flags & _IFF_UP),
         carrier=found.get(_CARRIER) != b"\0",
+        operational=found.get(_OPERSTATE) == _IF_OPER_UP,
         master=IfName(master) if master else None,
         bridge=_bridge(parts.data) if parts.kind == "bridge" else None,
         port=port,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Interface
 from typing import Any
 
 from vnetd.core.actions import Action
@@ -131,7 +132,7 @@ def diff(
             values.setdefault("mtu", least)
         if found := _differences(values, link):
             yield BridgeDiffers(live.name, live.bridge, found)
-        for address in live.addresses:
+        for address in (*live.addresses, *_link_local(live, link)):
             if address not in link.addresses:
                 yield AddressMissing(live.name, live.bridge, address)
         for extra in sorted(link.addresses - set(live.addresses), key=str):
@@ -246,6 +247,18 @@ def _renamed(live: Definition, libvirt: Libvirt, links: Mapping[IfName, Link]) -
         if link.bridge is not None and link.mac == live.mac and link.name not in others
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _link_local(live: Definition, link: Link) -> Iterator[Address]:
+    """The one that the kernel gives a bridge when it gets carrier, and not again when somebody
+    flushes it: without any, dnsmasq can announce no router to guests (RFC 4861, 6.1.2).
+    """
+    have = any(address.version == 6 and address.is_link_local for address in link.addresses)
+    if have or not link.operational or all(address.version == 4 for address in live.addresses):
+        return
+    mac = bytes.fromhex(link.mac.replace(":", ""))
+    eui64 = bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
+    yield IPv6Interface((b"\xfe\x80" + bytes(6) + eui64, 64))
 
 
 def _in_the_way(live: Definition, link: Link, now: IfName | None) -> Conflict:

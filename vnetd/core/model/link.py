@@ -74,9 +74,9 @@ class Port:
 @dataclass(frozen=True, slots=True)
 class Link:
     """kind: rtnetlink's, "" for a device. permanent_mac: a device's own, "" if it has none.
-    parent: the device behind it as sysfs names it, as in "pci 0000:00:1f.6". master may be set
-    where port is not: a bond's member. alias: a free text. qdiscs: the kinds of its queueing
-    disciplines.
+    operational: it has carrier, and the kernel has done what follows from that. parent: the device
+    behind it as sysfs names it, as in "pci 0000:00:1f.6". master may be set where port is not: a
+    bond's member. alias: a free text. qdiscs: the kinds of its queueing disciplines.
     """
 
     index: int
@@ -86,6 +86,7 @@ class Link:
     mtu: int
     up: bool
     carrier: bool = True
+    operational: bool = False
     master: IfName | None = None
     bridge: Bridge | None = None
     port: Port | None = None
