@@ -143,7 +143,11 @@ def _tools(*names: str) -> Callable[[Host], Awaitable[str]]:
 
 async def _legacy(_: Host) -> str:
     in_use = any(legacy.tables(family) for family in Family)
-    if not in_use and await iptables.variant() is not World.IPTABLES_LEGACY:
+    try:
+        variant = await iptables.variant()
+    except BackendError as error:
+        raise Missing(str(error)) from error
+    if not in_use and variant is not World.IPTABLES_LEGACY:
         raise Unused("it has no tables, and iptables is not the legacy one here")
     if not legacy.may_read():
         raise Missing(

@@ -80,7 +80,11 @@ class Firewall:
         told_by = (libvirt.session if libvirt else 0, iptables.target())
         if told_by != self._told_by:
             self._told_by = told_by
-            self._world, self._left = await _detect(libvirt)
+            try:
+                self._world, self._left = await _detect(libvirt)
+            except BackendError:
+                self._told_by = None
+                raise
             self._changed = False
         networks = libvirt.networks if libvirt else {}
         self._ruled = [n for n, it in networks.items() if it.live and it.live.mode.has_rules]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from contextlib import suppress
 from typing import assert_never
 
@@ -37,10 +38,11 @@ def _file(name: str) -> tuple[int, int]:
 
 
 async def variant() -> World:
-    try:
-        version = await process.run([_NAMES[Family.IPV4], "--version"])
-    except BackendError:
+    """NONE where iptables is not installed. Raises BackendError where it is, and does not run."""
+    tool = _NAMES[Family.IPV4]
+    if shutil.which(tool) is None:
         return World.NONE
+    version = await process.run([tool, "--version"])
     return World.IPTABLES_NFT if "nf_tables" in version else World.IPTABLES_LEGACY
 
 
