@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vnetd.backends.kernel.raised import Memory
+from vnetd.core.drift import Conflict, Drift
 from vnetd.core.keep import sysctls
 from vnetd.core.keep.sysctls import SetSysctl
 from vnetd.core.model import (
@@ -56,7 +57,8 @@ def planned(
     want = NetworkPolicy("lab", Mode.ROUTE, BRIDGE, addresses=definition.addresses)
     policy = Policy(networks={"lab": want} if managed else {})
     kept = [definition] if running else []
-    actions = sysctls.plan(sysctls.diff(policy, kept, observed))
+    drift = [item for item in sysctls.diff(policy, kept, observed) if isinstance(item, Drift)]
+    actions = sysctls.plan(drift)
     return [f"{a.name}={a.value}" for a in actions if isinstance(a, SetSysctl)]
 
 
@@ -65,6 +67,13 @@ def test_forwarding_is_set_and_kept_while_it_is_needed() -> None:
     assert planned({FORWARDING: "0"}) == [f"{FORWARDING}=1"]
     assert planned({FORWARDING: "1"}, raised=raised) == []
     assert planned({FORWARDING: "1"}, raised=raised, running=False) == [], "it is to run"
+
+
+def test_a_kernel_without_room_for_connections_is_told_of() -> None:
+    observed = Observed(libvirt=Libvirt("9.0.0", 1, {}), sysctls={}, connections_full=64)
+    (found,) = sysctls.diff(Policy(), [], observed)
+    assert isinstance(found, Conflict)
+    assert "nf_conntrack_max" in found.text
 
 
 def test_it_is_set_back_when_nobody_needs_it_unless_somebody_changed_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,10 @@ from vnetd.core.model import Observed, Source
 from vnetd.errors import BackendError
 
 _ROOT = Path("/proc/sys")
+_TRACKED, _MOST_TRACKED = (f"net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
+# New connections take the places of those without an answer: of a full table some are free.
+_FULL = 0.98
+_FULL_SECONDS = 5.0
 _IPV6_ROUTES = Path("/proc/net/ipv6_route")
 # linux/ipv6_route.h: a default route that a router advertisement made
 _RTF_DEFAULT, _RTF_ADDRCONF = 0x00010000, 0x00040000
@@ -30,6 +35,8 @@ class Sysctls:
         self._memory = Memory(state / "sysctls.json")
         self._first: dict[str, str] = {}
         """The value in which each was first found: what had it already, others may rely on."""
+        self._poke: Poke | None = None
+        self._look_again: asyncio.TimerHandle | None = None
 
     async def observe(self, observed: Observed) -> Observed:
         observed = replace(observed, raised=self._memory.raised)
@@ -41,7 +48,27 @@ class Sysctls:
             self._first.setdefault(name, value)
         changed = [n for n, item in observed.raised.items() if values.get(n) != item.value]
         self._memory.forget(*changed)  # theirs now, who changed it
-        return replace(observed, sysctls=values, raised=self._memory.raised)
+        return replace(
+            observed,
+            sysctls=values,
+            raised=self._memory.raised,
+            connections_full=self._connections_full(),
+        )
+
+    def _connections_full(self) -> int | None:
+        """Nobody tells when it is over, either."""
+        tracked, most = _read(_TRACKED), _read(_MOST_TRACKED)
+        if tracked is None or most is None or int(tracked) < _FULL * int(most):
+            return None
+        if self._look_again is None:
+            loop = asyncio.get_running_loop()
+            self._look_again = loop.call_later(_FULL_SECONDS, self._on_time)
+        return int(most)
+
+    def _on_time(self) -> None:
+        self._look_again = None
+        if self._poke is not None:
+            self._poke(self.source, reason="there was no room for connections")
 
     async def apply(self, action: Action) -> None:
         assert isinstance(action, SetSysctl), action
@@ -64,6 +91,8 @@ class Sysctls:
             raise BackendError(f"sysctl {action.name}: {error.strerror}{hint}") from error
 
     async def watch(self, poke: Poke) -> None:
+        self._poke = poke
+
         def on_data(data: bytes | None) -> None:
             lost = data is None
             poke(self.source, reason="netconf events were lost" if lost else "forwarding changed")

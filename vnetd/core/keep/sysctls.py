@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vnetd.core.actions import Action
-from vnetd.core.drift import Drift, NetworkDrift
+from vnetd.core.drift import Conflict, Drift, NetworkDrift
 from vnetd.core.keep import announce
 from vnetd.core.model import (
     HOST_OBJECT,
@@ -70,10 +70,19 @@ class SetSysctl(Action):
         return f"set sysctl {self.name} {'back ' if self.back else ''}to {self.value}"
 
 
-def diff(policy: Policy, kept: Iterable[Definition], observed: Observed) -> Iterator[Drift]:
+def diff(
+    policy: Policy, kept: Iterable[Definition], observed: Observed
+) -> Iterator[Drift | Conflict]:
     have, libvirt = observed.sysctls, observed.libvirt
     if have is None or libvirt is None:
         return
+    if observed.connections_full is not None:
+        yield Conflict(
+            HOST_OBJECT,
+            f"the kernel has no room to track more than {observed.connections_full} connections, "
+            "and new ones of guests fail: raise net.netfilter.nf_conntrack_max, or end what opens "
+            "so many",
+        )
     for live in kept:
         for name, value in _wanted(live, policy.networks.get(live.name), observed):
             if have.get(name, value) != value:

@@ -97,6 +97,8 @@ class Observed:
     proxies: frozenset[Proxy] = frozenset()
     raised: Mapping[str, Raised] = field(default_factory=dict)
     """Sysctls that vnetd has set and nobody has changed since."""
+    connections_full: int | None = None
+    """How many connections the kernel tracks, where it has no room for more."""
 
     @property
     def links_of_interest(self) -> frozenset[IfName]:
