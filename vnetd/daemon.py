@@ -37,7 +37,7 @@ from vnetd.core import metrics as metrics_core
 from vnetd.core import policy as policy_core
 from vnetd.core import why
 from vnetd.core.actions import Action
-from vnetd.core.model import Cause, Lease
+from vnetd.core.model import Cause, Lease, State
 from vnetd.core.record import Record
 from vnetd.core.status import Status
 from vnetd.core.why import Answer
@@ -109,7 +109,7 @@ class _Daemon:
         self._service = Service(self, self._reconciler.trouble)
         self._published = asyncio.Event()
         self._status: Status | None = None
-        self._status_line = ""
+        self._status_line = self._told_line = ""
         self._counts = metrics_core.Counts()
         self._counted = asyncio.Event()
         self._ready = False
@@ -210,6 +210,9 @@ class _Daemon:
         if line != self._status_line:
             self._status_line = line
             systemd.notify(f"STATUS={line}")
+        # What is being healed is in the journal by what is done.
+        if line != self._told_line and status.state is not State.HEALING:
+            self._told_line = line
             entries.state(status.state, line)
         self._history.flush()  # what could not be written before
         self._reconciler.trouble("history", self._history.troubles)

@@ -89,8 +89,14 @@ class Incidents:
     # -- in the order of a pass
 
     def begin(self) -> None:
+        now = self._clock.monotonic()
         self._of_pass = {}
-        self.contested = {}
+        # Also where it is right at the moment: what comes and goes is not told each time.
+        self.contested = {
+            object_: why
+            for object_, why in self.contested.items()
+            if now < self._fights[object_].not_before
+        }
 
     def note(self, found: Diff, causes: Mapping[Source, Cause]) -> None:
         """Open an incident for each object with drift that has none yet in this pass."""
@@ -109,9 +115,11 @@ class Incidents:
                 self._contest(object_, fight, self._of_pass[object_])
 
     def _contest(self, object_: str, fight: Fight, incident: _Incident) -> None:
+        if object_ in self.contested:
+            return
         who = str(incident.cause) if incident.cause else "somebody"
         wait = fight.not_before - self._clock.monotonic()
-        why = f"{who} undoes the same repair again and again; next repair in {wait:.0f} s"
+        why = f"{who} undoes the same repair again and again; the next has to wait {wait:.0f} s"
         self.contested[object_] = why
         if not fight.told:
             fight.told = True
@@ -155,7 +163,6 @@ class Incidents:
         left = _by_object(found.drift)
         for object_, incident in self._of_pass.items():
             if object_ not in left:
-                self._told.discard(object_)
                 if incident.gave_up:
                     self._record(object_, incident, Outcome.FAILED, ms, incident.error)
                 elif incident.actions:
@@ -164,7 +171,7 @@ class Incidents:
                     self._record(object_, incident, Outcome.REPAIRED, took)
             elif incident.actions or incident.error:
                 self._fail(object_, incident, now, ms)
-        self._told &= set(left)
+        self._told &= {*left, *self.contested}
         self._failures = {key: it for key, it in self._failures.items() if key in due}
         given_up = {object_ for object_, incident in self._of_pass.items() if incident.gave_up}
         for conflict in sorted(set(found.conflicts) - self._conflicts, key=str):

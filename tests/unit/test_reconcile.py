@@ -231,6 +231,23 @@ async def test_a_fight_is_told_once_and_slows_down(w: World) -> None:
 
 
 @world
+async def test_what_comes_and_goes_by_itself_is_told_once(w: World) -> None:
+    w.published.drift.clear()
+    for _ in range(100):
+        right = {chain: list(rules) for chain, rules in w.host.chains.items()}
+        w.host.flush()
+        await w.look(Source.FIREWALL)
+        w.host.chains = right
+        await w.look(Source.FIREWALL)
+        w.now += 0.01
+    # Five repairs for each of two networks, and then a fight.
+    assert len(w.published.drift) == 2 * (5 + 1)
+    assert await w.look() is State.DEGRADED, "right at the moment, but not for long"
+    w.now += 60
+    assert await w.look() is State.CONVERGED
+
+
+@world
 async def test_observing_changes_nothing(w: World) -> None:
     w.reconciler.observe_only = True
     w.host.flush()

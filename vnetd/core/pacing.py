@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 _FIGHT_HEALS = 5
 _FIGHT_WINDOW = 30.0
 _LONGEST = 60.0
+_LONGEST_FIGHT = 10.0
 _SHORT_LIFE = 10.0
 _MOST_SHORT_LIVES = 5
 _LONGEST_START = 10.0
@@ -61,7 +62,7 @@ class Fight:
     """The admin knows of this fight."""
 
     def must_wait(self, drift: Hashable, now: float) -> bool:
-        """Note drift. True after 5 heals of the same in 30 s, then after each one, ever longer."""
+        """Note drift. True after 5 heals of the same in 30 s, then after each, for 1 to 10 s."""
         last = self.heals[-1] if self.heals else now
         if drift != self.drift or now > max(last, self.not_before) + _FIGHT_WINDOW:
             self.drift, self.rounds, self.not_before, self.told = drift, 0, 0.0, False
@@ -74,7 +75,7 @@ class Fight:
             undone = len(self.heals) == _FIGHT_HEALS and now - self.heals[0] <= _FIGHT_WINDOW
         if undone:
             self.rounds += 1
-            self.not_before = now + backoff(self.rounds)
+            self.not_before = now + min(_LONGEST_FIGHT, backoff(self.rounds))
         return undone
 
     def healed(self, now: float) -> None:
