@@ -6,6 +6,7 @@ A kind of host is a function that sets one up with vnetd on it; most faults are 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from enum import StrEnum
@@ -15,9 +16,6 @@ from typing import Any, Self
 from tests.integration.conftest import FIVE_NETWORKS
 from tests.lab.hypervisor import TRIXIE, Hypervisor
 from tests.lab.machine import Machine
-
-# The kernel's own link-local ones come and go with their links.
-_ROUTES = "ip route; ip -6 route | grep -v ^fe80::"
 
 
 class System(StrEnum):
@@ -33,12 +31,36 @@ class System(StrEnum):
 Kind = Callable[[System], AbstractContextManager[Machine]]
 
 
+POLICY = f"""
+[vnetd]
+unlisted = "ignore"
+{FIVE_NETWORKS}
+[bridges.brhost]
+ports = ["port0"]
+"""
+
+
+def furnish(box: Machine) -> None:
+    """The bridge of the network lan, a wire for the host's own, and a bridge with a guest's tap
+    that are nothing of vnetd's.
+    """
+    box.sh("""
+        ip link add br0 type bridge; ip link set br0 up
+        ip link add port0 address 52:54:00:00:a0:01 type veth \
+            peer name wire0 address 52:54:00:00:a0:02
+        ip link set wire0 up
+        ip link add theirbr0 type bridge; ip link set theirbr0 up
+        ip addr add 192.0.2.129/25 dev theirbr0
+        ip tuntap add dev theirtap0 mode tap; ip link set theirtap0 master theirbr0 up
+    """)
+
+
 @contextmanager
 def plain(system: System) -> Iterator[Machine]:
-    """Five networks of a policy, on libvirt's iptables backend."""
+    """Five networks and a host bridge of a policy, on libvirt's iptables backend."""
     with Hypervisor(root=system.root) as box:
-        box.sh("ip link add br0 type bridge; ip link set br0 up")
-        box.start_vnetd(FIVE_NETWORKS)
+        furnish(box)
+        box.start_vnetd(POLICY)
         yield box
 
 
@@ -60,7 +82,7 @@ class Host:
             "rules": sorted(box.rules().splitlines()),
             "tables": sorted(box.tables().splitlines()),
             "links": {link["ifname"]: _fact(link) for link in links},
-            "routes": sorted(box.run("sh", "-c", _ROUTES).splitlines()),
+            "routes": sorted(box.run("sh", "-c", "ip route; ip -6 route").splitlines()),
             "ports": box.attempt("virsh", "-q", "net-port-list", "lab").stdout.split(),
             "forwarding": box.run("cat", "/proc/sys/net/ipv4/ip_forward"),
             "config": box.attempt("virsh", "net-dumpxml", "lab", "--inactive").stdout,
@@ -85,8 +107,8 @@ class Host:
         """All reasons and drift in vnetd's status."""
         status = self.box.vnetctl_json("status")
         words = [*status["Reasons"]]
-        for network in status["Networks"]:
-            words += [*network["Reasons"], *network["Drift"]]
+        for kept in (*status["Networks"], *status["Bridges"]):
+            words += [*kept["Reasons"], *kept["Drift"]]
         return "; ".join(words)
 
 
@@ -115,18 +137,18 @@ class Hosts:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._kind = self._host = None
-        self._stack.close()
+        self._stack.__exit__(*error)
 
     @contextmanager
     def host(self, kind: Kind) -> Iterator[Host]:
         if self._host is None or self._kind is not kind:
-            self.__exit__()
+            self.__exit__(None, None, None)
             self._host = Host(self.system, self._stack.enter_context(kind(self.system)))
             self._kind = kind
         try:
             yield self._host
         except BaseException:
-            self.__exit__()
+            self.__exit__(*sys.exc_info())
             raise

@@ -17,30 +17,35 @@ import pytest
 from tests.faults.catalogue import CATALOGUE
 from tests.faults.fault import Fault, Outcome, Step
 from tests.faults.host import Host, Hosts, System
-from tests.lab.hypervisor import CACHE
+from tests.lab.hypervisor import CACHE, LabError
 from tests.long import LONG
 
 ROWS = CACHE / "faults"
 
 _KINDS = list(dict.fromkeys(fault.host for fault in CATALOGUE))
 # Those that share a host one after the other.
-_FAULTS = sorted(
-    (fault for fault in CATALOGUE if LONG or not fault.long),
-    key=lambda fault: _KINDS.index(fault.host),
-)
+_FAULTS = [
+    (system, fault)
+    for system in (System if LONG else [System.BOOKWORM])
+    for fault in sorted(CATALOGUE, key=lambda fault: _KINDS.index(fault.host))
+    if system in fault.systems and (LONG or not fault.long)
+]
 
 
-@pytest.fixture(scope="module", params=System if LONG else [System.BOOKWORM])
+@pytest.fixture(scope="module")
 def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
     with Hosts(request.param) as found:
         yield found
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fault", _FAULTS, ids=lambda fault: fault.id)
+@pytest.mark.parametrize(
+    ("hosts", "fault"),
+    [pytest.param(*row, id=f"{row[1].id}-{row[0]}") for row in _FAULTS],
+    indirect=["hosts"],
+    scope="module",
+)
 def test_fault(hosts: Hosts, fault: Fault) -> None:
-    if hosts.system not in fault.systems:
-        pytest.skip(f"{hosts.system} has no such thing")
     with hosts.host(fault.host) as host:
         _play(host, fault)
 
@@ -58,11 +63,7 @@ def _play(host: Host, fault: Fault) -> None:
             box.wait_until(lambda: fault.told in host.said(), seconds=30, what="it is told")
             told_ms = round((time.monotonic() - since) * 1000)
         _do(host, fault.undo)
-        box.wait_until(
-            lambda: box.state() == "converged" and host.facts() == before,
-            seconds=60,
-            what="everything as it was",
-        )
+        _wait_until_as(host, before)
     new = box.history()[records:]
     repaired = [record for record in new if record["outcome"] == "repaired"]
     if fault.outcome is Outcome.HEALED:
@@ -87,6 +88,21 @@ def _play(host: Host, fault: Fault) -> None:
         sent=outage.sent,
         gap_ms=round(outage.ms),
     )
+
+
+def _wait_until_as(host: Host, before: dict[str, object]) -> None:
+    after: dict[str, object] = {}
+
+    def holds() -> bool:
+        nonlocal after
+        after = host.facts()
+        return after == before and host.box.state() == "converged"
+
+    try:
+        host.box.wait_until(holds, seconds=60)
+    except LabError as error:
+        changed = {key: (before[key], after[key]) for key in before if after[key] != before[key]}
+        raise LabError(f"not as it was: {changed}; vnetd says: {host.said()}") from error
 
 
 def _do(host: Host, step: Step) -> None:

@@ -175,7 +175,8 @@ class Hypervisor(Machine):
             self.write(POLICY, policy)
         become = self._become_service() if os.environ.get("VNETD_LAB_AS_SERVICE") else ()
         self.spawn("vnetd", *become, self.tool("vnetd"), "--log-level", "debug", *arguments)
-        self.wait_until(lambda: self.state() not in ("", "healing"), what="vnetd's first pass")
+        first = "vnetd's first pass"
+        self.wait_until(lambda: self.state() not in ("", "healing"), seconds=60, what=first)
 
     def _become_service(self) -> tuple[str, ...]:
         """vnetd.service's user and capabilities, with what systemd and packages prepare for it."""
