@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Protocol
 
 from vnetd.backends.base import Backend
@@ -71,6 +72,7 @@ class Reconciler:
         self._passing = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._paused_until = 0.0
+        self._end_of_pause = ""
         self._troubles: dict[str, tuple[str, ...]] = {}
         self._unread: dict[Source, Failure] = {}
         self._incidents = Incidents(publisher, clock)
@@ -108,6 +110,8 @@ class Reconciler:
 
     def pause(self, seconds: float) -> None:
         self._paused_until = self._clock.monotonic() + seconds
+        end = self._clock.utcnow() + timedelta(seconds=seconds)
+        self._end_of_pause = f"{end:%Y-%m-%d %H:%M:%S} UTC"
         self.trigger.poke(reason="pause")
 
     def resume(self) -> None:
@@ -269,13 +273,16 @@ class Reconciler:
         return set(ALL_SOURCES) if Source.LIBVIRT in touched else touched
 
     def _publish(self, found: Diff, *, healing: bool) -> Status:
-        unread = [f"{source}: {failure.why}" for source, failure in self._unread.items()]
+        troubles = [text for texts in self._troubles.values() for text in texts]
+        troubles += [f"{source}: {failure.why}" for source, failure in self._unread.items()]
+        if self._paused:
+            troubles.insert(0, f"paused until {self._end_of_pause}, or: vnetctl resume")
         now = Circumstances(
             paused=self._paused,
             healing=healing,
             failures=self._incidents.failures,
             fights=self._incidents.contested,
-            troubles=[text for texts in self._troubles.values() for text in texts] + unread,
+            troubles=troubles,
         )
         policy = self.policy
         if self.observe_only:

@@ -270,6 +270,7 @@ def test_pause_changes_nothing_until_resume(box: Hypervisor) -> None:
     good = box.rules()
     assert box.vnetctl("pause", "600").returncode == 0
     box.wait_for_state("paused")
+    assert box.vnetctl_json("status")["Reasons"][0].startswith("paused until 20")
     box.sh("iptables -t nat -F")
     assert box.vnetctl("reconcile").stdout == "paused\n"
     assert box.rules() != good

@@ -79,7 +79,7 @@ def test_a_mended_policy_ends_the_trouble(box: Hypervisor) -> None:
 
 def test_check_needs_no_daemon(box: Hypervisor) -> None:
     done = box.vnetctl("check")
-    assert (done.returncode, done.stdout) == (0, "fine: 5 networks in 1 files\n")
+    assert (done.returncode, done.stdout) == (0, "fine: 5 networks in 1 file\n")
     box.write("/run/box/bad.toml", 'networks.lab.mode = "nut"\n')
     done = box.vnetctl("--json", "check", "/run/box/bad.toml")
     assert done.returncode == 1

@@ -340,7 +340,12 @@ def test_enough_faults_are_seeded() -> None:
 
 def test_nothing_blocks_a_network_that_is_right(box: Hypervisor, guest: str) -> None:
     for subject in ("lab", "routed", "quiet", "free", "lan", guest):
-        assert ask(box, subject)[:2] == (0, [])
+        code, blocked, steps = ask(box, subject)
+        assert (code, blocked) == (0, [])
+        said = [step["text"] for step in steps]
+        assert len(said) == len(set(said)), "each thing is said once"
+        fine = {step["text"].rpartition(": ")[0] for step in steps if step["word"] == "ok"}
+        assert not any(s["text"].startswith(f"{flow}: may") for s in steps for flow in fine if flow)
     assert ask(box, guest, WAN)[:2] == (0, [])
 
 

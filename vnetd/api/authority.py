@@ -127,7 +127,8 @@ class Authority:
             log.debug("polkit: %s: %s", error.name, error)
             if error.name in _ABSENT:
                 raise _refused("polkit does not run here, so only root may") from None
-            raise _refused("polkit could not say whether the caller may") from None
+            wrong = f"polkit could not say whether the caller may ({error.name})"
+            raise _refused(f"{wrong}, so only root may") from None
         except VnetdError as error:
             log.debug("polkit: %s", error)
             raise _refused("polkit does not answer, so only root may") from None

@@ -26,7 +26,6 @@ Body = list[Any] | bytes
 Handler = Callable[[Call], Awaitable[Body]]
 
 _PAGE = 100
-_LONGEST_PAUSE = 31536000
 # A look at the whole host keeps a repair waiting meanwhile.
 _LOOK_COST = 100.0
 # So many times as long as the look before.
@@ -169,8 +168,8 @@ class Methods:
 
     async def _pause(self, call: Call) -> Body:
         (seconds,) = call.arguments
-        if not 0 < seconds <= _LONGEST_PAUSE:
-            raise calls.invalid(f"a pause takes from 1 to {_LONGEST_PAUSE} seconds")
+        if not 0 < seconds <= names.LONGEST_PAUSE:
+            raise calls.invalid(f"a pause takes from 1 to {names.LONGEST_PAUSE} seconds")
         self._operations.pause(seconds)
         return []
 

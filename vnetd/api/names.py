@@ -17,6 +17,9 @@ OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PEER = "org.freedesktop.DBus.Peer"
 
+LONGEST_PAUSE = 31_536_000
+"""Seconds: a year."""
+
 ERROR = "org.vnetd1.Error"
 DBUS_ERROR = "org.freedesktop.DBus.Error"
 NEEDS_PASSWORD = f"{DBUS_ERROR}.InteractiveAuthorizationRequired"

@@ -69,12 +69,14 @@ def _by_name(objects: Mapping[str, Any], interface: str) -> list[dict[str, Any]]
 
 
 async def plan(arguments: argparse.Namespace) -> int:
-    (actions,) = await _call("Plan", seconds=_LONG_SECONDS)
-    found = plain(actions)
+    async with _connected() as vnetd:
+        (actions,) = await vnetd.manager("Plan", seconds=_LONG_SECONDS)
+        found = plain(actions)
+        manager = await vnetd.properties(names.ROOT, names.MANAGER)
     if arguments.json:
         render.print_json(found)
     else:
-        render.print_plan(found)
+        render.print_plan(found, manager["State"])
     return DRIFTED if found else OK
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from vnetd import __version__
+from vnetd.api.names import LONGEST_PAUSE
 from vnetd.cli.codes import FAILED, NOT_AUTHORISED, OK, UNREACHABLE
+from vnetd.core.wording import counted
 from vnetd.errors import BackendError, PolicyError
 
 _CODES = """
@@ -26,13 +30,22 @@ exit codes:
 def main() -> int:
     arguments = parser().parse_args()
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # The reader (head, less) has seen enough; nothing must be flushed into its closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
         return OK if arguments.command == "watch" else FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        # Python would try again at its end, and say so in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"vnetctl: what it says cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -68,10 +81,10 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"vnetctl: {error}", file=sys.stderr)
         return UNREACHABLE
     except sysbus.RemoteError as error:
-        print(f"vnetctl: {error}", file=sys.stderr)
         if error.name in commands.UNREACHABLE_ERRORS:
-            print("vnetctl: is vnetd running? Try: systemctl status vnetd", file=sys.stderr)
+            print("vnetctl: vnetd does not run; see: systemctl status vnetd", file=sys.stderr)
             return UNREACHABLE
+        print(f"vnetctl: {error}", file=sys.stderr)
         return NOT_AUTHORISED if error.name in commands.REFUSED_ERRORS else FAILED
 
 
@@ -95,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     add("status", "show the state of all networks, or of one").add_argument(
-        "network", nargs="?", metavar="NETWORK"
+        "network", nargs="?", metavar="NETWORK", help="everything about this one"
     )
     add("plan", "show what a full pass would do, and what it would cost guests")
     add("reconcile", "run a full pass now")
@@ -112,9 +125,13 @@ def parser() -> argparse.ArgumentParser:
         "unmanaged",
         "print what keeps NetworkManager and systemd-networkd off links; needs no daemon",
     )
-    unmanaged.add_argument("links", nargs="+", metavar="LINK", help="a bridge, or its uplink")
+    unmanaged.add_argument(
+        "links", nargs="+", metavar="LINK", type=_link, help="a bridge, or its uplink"
+    )
     history = add("history", "show what broke, who did it, and what was done")
-    history.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N records")
+    history.add_argument(
+        "-n", "--lines", type=_number(1, sys.maxsize), metavar="N", help="only the last N records"
+    )
     add("metrics", "print what monitoring counts, as OpenMetrics text")
     why = add("why", "show a guest's way to a destination, and what blocks it")
     why.add_argument("subject", metavar="NETWORK|GUEST")
@@ -133,13 +150,37 @@ def parser() -> argparse.ArgumentParser:
     )
     add("import", "print a policy that has this host's networks as they are")
     add("leases", "show the DHCP leases of all networks, or of one").add_argument(
-        "network", nargs="?", default="", metavar="NETWORK"
+        "network", nargs="?", default="", metavar="NETWORK", help="only this one's"
     )
     add("watch", "print drift and repairs as they happen")
     pause = add("pause", "change nothing for a while")
-    pause.add_argument("seconds", type=int, metavar="SECONDS")
+    pause.add_argument(
+        "seconds",
+        type=_number(1, LONGEST_PAUSE),
+        metavar="SECONDS",
+        help=f"from 1 to {LONGEST_PAUSE}",
+    )
     add("resume", "end a pause")
     return whole
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        found = int(text)
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
+        return found
+
+    return number
+
+
+def _link(text: str) -> str:
+    from vnetd.core.policy.values import ifname
+
+    try:
+        return ifname(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'"{text}" {error}') from None
 
 
 def _check(paths: list[Path], *, as_json: bool) -> int:
@@ -164,8 +205,9 @@ def _check(paths: list[Path], *, as_json: bool) -> int:
     if as_json:
         render.print_json([])
     elif texts:
-        bridges = f" and {len(found.bridges)} bridges" if found.bridges else ""
-        print(f"fine: {len(found.networks)} networks{bridges} in {len(texts)} files")
+        bridges = f" and {counted(len(found.bridges), 'bridge')}" if found.bridges else ""
+        networks = counted(len(found.networks), "network")
+        print(f"fine: {networks}{bridges} in {counted(len(texts), 'file')}")
     else:
         print(f"there is no policy at {files.DEFAULT_CONFIG}: vnetd protects what libvirt has")
     return OK

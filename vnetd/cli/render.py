@@ -12,6 +12,9 @@ from typing import Any
 from vnetd.core.wording import few
 from vnetd.errors import Problem
 
+_MOST_NOTES = 4
+"""Of each network: a flush makes a dozen, the same for all."""
+
 
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -90,8 +93,10 @@ def print_status(
     if notes:
         print()
     for name, *lines in notes:
-        for line in lines:
+        for line in lines[:_MOST_NOTES]:
             print(f"{clean(name)}: {clean(line)}")
+        if len(lines) > _MOST_NOTES:
+            print(f"{clean(name)}: and {len(lines) - _MOST_NOTES} more")
 
 
 def _is_made_by_libvirt(bridge: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> bool:
@@ -155,8 +160,10 @@ def print_network(network: Mapping[str, Any]) -> None:
     _table(rows)
 
 
-def print_plan(actions: Any) -> None:
-    if not actions:
+def print_plan(actions: Any, state: str) -> None:
+    if not actions and state == "degraded":
+        print("nothing that vnetd can do now; see what is wrong: vnetctl status")
+    elif not actions:
         print("nothing to do: everything is as it must be")
     for number, action in enumerate(actions, 1):
         print(f"{number}. {clean(action['action'])}")

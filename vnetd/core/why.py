@@ -322,17 +322,15 @@ def _firewall(
     right = foreign.with_libvirts(firewall, found.chains or {})
     ways = flows.of_network(live, right, kept, ends)
     yield from _libvirts(live, observed, found, ways)
-    told: set[tuple[str, str]] = set()
+    told: dict[str, dict[str, Step]] = {}
     for way in ways:
-        verdicts = [item for item in flows.judge(right, way) if item.blocks]
         name = f"{way.kind} ({'IPv4' if way.family is Family.IPV4 else 'IPv6'})"
-        if not any(item.certain for item in verdicts):
-            yield Step(at="firewall", text=f"{name}: nothing stops it")
-        for item in verdicts:
-            key = name, str(item)
-            if key not in told:
-                told.add(key)
-                yield _verdict(name, way, item, right)
+        of_name = told.setdefault(name, {})  # DNS by UDP and by TCP are one to a reader
+        for item in flows.judge(right, way):
+            if item.blocks:
+                of_name.setdefault(str(item), _verdict(name, way, item, right))
+    for name, verdicts in told.items():
+        yield from verdicts.values() or [Step(at="firewall", text=f"{name}: nothing stops it")]
 
 
 def _verdict(name: str, way: flows.Flow, item: Decision, firewall: Firewall) -> Step:

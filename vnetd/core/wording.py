@@ -1,4 +1,4 @@
-"""How lists are said to people."""
+"""How lists, numbers and names are said to people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ def few(items: Sequence[str], most: int = 5, between: str = ", ") -> str:
     """The first of them, and how many more there are."""
     shown = between.join(items[:most])
     return shown if len(items) <= most else f"{shown}{between}and {len(items) - most} more"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -5,12 +5,14 @@ words.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 from vnetd.core.model import Definition, DhcpHost, Network
 from vnetd.core.model.route import StaticRoute
 from vnetd.core.policy.networks import SUPPORTED_MODES
 
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _HEAD = """\
 # The networks of this host, as libvirt has them. What a policy has no word for (DNS records,
 # bandwidth, port groups) stays as it is. A network that is taken out here is protected then.
@@ -26,7 +28,7 @@ def render(networks: Iterable[Network]) -> str:
 
 
 def _lines(network: Definition, *, autostart: bool) -> Iterator[str]:
-    name = _text(network.name)
+    name = network.name if _BARE.fullmatch(network.name) else _text(network.name)
     if network.mode not in SUPPORTED_MODES:
         yield f"# {name} is of mode {network.mode}, which a policy cannot have: it stays protected."
         return
