@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -138,9 +138,7 @@ def _policy(root: Table, is_wireless: Callable[[str], bool]) -> Policy:
     right = 'write an absolute path that ends in ".prom", such as "/run/vnetd/vnetd.prom"'
     metrics = general.parsed("metrics", values.metrics_file, right)
     history = retention.read(general.table("history", "write history.records and history.days"))
-    coexist: Iterable[Coexist] = Coexist
-    if "coexist" in general:
-        coexist = general.list("coexist", _coexist, " or ".join(f'"{item}"' for item in Coexist))
+    tools = general.list("coexist", _coexist, " or ".join(f'"{item}"' for item in Coexist))
     general.close()
     sections = root.table("networks", "write a table per network: [networks.NAME]")
     wanted = networks.read(sections)
@@ -156,7 +154,7 @@ def _policy(root: Table, is_wireless: Callable[[str], bool]) -> Policy:
         resync=resync or Policy().resync,
         history=history,
         metrics=metrics,
-        coexist=frozenset(coexist),
+        coexist=frozenset(tools if "coexist" in general else Coexist),
         networks=wanted,
         bridges=hosts,
     )
