@@ -51,6 +51,7 @@ class Jobs:
         except VnetdError as error:
             detail = str(error)
         except Exception:
+            # A fault of vnetd's own, as in a call: the job ends, the daemon does not.
             log.exception("job %s", path)
             detail = "vnetd met an internal error; its log says more"
         finally:

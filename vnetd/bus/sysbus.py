@@ -91,7 +91,7 @@ class Bus(MessageBus):
             return
         except (OSError, EOFError) as error:
             self._finalize(error)
-        except Exception as error:
+        except Exception as error:  # of dbus-next, for what no bus should send: the daemon lives on
             log.exception("a message that cannot be read")
             self._finalize(BusError(f"the bus sent what cannot be read: {error}"))
 

@@ -374,7 +374,7 @@ async def in_thread(work: Callable[[], _T]) -> _T:
         result, error = None, None
         try:
             result = work()
-        except BaseException as raised:
+        except BaseException as raised:  # whatever it is, it is the caller's
             error = raised
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, result, error)
