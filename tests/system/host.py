@@ -172,10 +172,15 @@ class Host(Machine):
             with contextlib.suppress(OSError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 numbers = status.partition("NSpid:")[2].partition("\n")[0].split()
-                if len(numbers) == 3 and numbers[2] == "1":
+                # It gets its network a moment after it is there: until then it has the wan host's.
+                if len(numbers) == 3 and numbers[2] == "1" and self._has_network(pid):
                     self._init_pid = pid
                     return True
         return False
+
+    def _has_network(self, pid: int) -> bool:
+        own, outer = (os.readlink(f"/proc/{one}/ns/net") for one in (pid, self._outside_pid))
+        return own != outer
 
     def _has_systemd(self) -> bool:
         return self.path("/run/systemd/private").is_socket()

@@ -9,7 +9,6 @@ seconds too: run it alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import pytest
 
 from tests.lab.machine import WAN
 from tests.long import LONG
+from tests.system import times
 from tests.system.host import Host
 
 RELEASES = ["bookworm", "trixie"] if LONG else ["trixie"]
@@ -209,24 +209,6 @@ def rules(box: Host) -> list[str]:
     return sorted(line for line in lines if "vbmore" not in line and "10.80.0." not in line)
 
 
-def monotonic(box: Host, unit: str, what: str) -> float:
-    """When a unit did so (time.monotonic)."""
-    shown = box.run("systemctl", "show", "--value", "-p", f"{what}TimestampMonotonic", unit)
-    return int(shown) / 1e6
-
-
-def converged_at(box: Host) -> float:
-    """When vnetd last said that all is well, or that it has repaired something."""
-    said = box.run("journalctl", "-b", "-u", "vnetd", "-o", "json", "--no-pager").splitlines()
-    lines = [json.loads(line) for line in said]
-    times = [
-        int(line["__MONOTONIC_TIMESTAMP"])
-        for line in lines
-        if line.get("VNETD_STATE") == "converged" or line.get("VNETD_OUTCOME") == "repaired"
-    ]
-    return times[-1] / 1e6
-
-
 def running(box: Host) -> list[str]:
     return sorted(box.run("virsh", "net-list", "--name").split())
 
@@ -239,9 +221,9 @@ def settle(box: Host, good: list[str], more: str = "", since: float = 0.0) -> fl
         return box.state() == "converged" and rules(box) == good and running(box) == networks
 
     box.wait_until(is_whole, seconds=30, what="the policy")
-    began = max(monotonic(box, "libvirtd", "ActiveEnter"), since)
-    took = max(0.0, converged_at(box) - began)
-    start, ready = (monotonic(box, "vnetd", what) for what in ("InactiveExit", "ActiveEnter"))
+    began = max(times.of_unit(box, "libvirtd", "ActiveEnter"), since)
+    took = max(0.0, times.converged(box) - began)
+    start, ready = (times.of_unit(box, "vnetd", what) for what in ("InactiveExit", "ActiveEnter"))
     print(f"{box.release}: converged after {took:.2f} s, ready after {ready - start:.2f} s")
     assert ready - start <= READY_SECONDS or not LONG
     assert box.vnetctl_json("plan") == []
