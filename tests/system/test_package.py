@@ -89,8 +89,8 @@ def test_systemd_knows_nothing_wrong_of_the_unit(installed: Host) -> None:
 def test_ends_in_the_middle_of_a_repair(
     installed: Host, guest: str, package: Path, tmp_path: Path, end: signal.Signals | str
 ) -> None:
-    """SIGSTOP: the watchdog ends it. No packet is lost, nor is a record, and two seconds after its
-    end, in which systemd waits for half of one, another has put everything right.
+    """SIGSTOP: the watchdog ends it. No packet is lost, nor is a record, and another has put
+    everything right within two seconds of its end.
     """
     box = installed
     before, history = box.rules(), box.history()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -108,33 +107,6 @@ def test_the_service_has_its_user_one_capability_and_a_filter(service: Host) -> 
 @pytest.mark.parametrize("script", DAMAGE)
 def test_it_repairs_what_root_would(service: Host, script: str) -> None:
     heals(service, script)
-
-
-def test_a_hung_service_is_restarted_and_loses_no_record(service: Host) -> None:
-    before, restarts = service.history(), int(show(service, "NRestarts"))
-    service.write("/run/systemd/system/vnetd.service.d/t.conf", "[Service]\nWatchdogSec=2\n")
-    service.run("systemctl", "daemon-reload")
-    restart(service)
-    rules = service.rules()
-    service.sh(f"kill -STOP {show(service, 'MainPID')}; iptables -t nat -F")
-    service.wait_until(lambda: int(show(service, "NRestarts")) > restarts, what="the watchdog")
-    service.wait_for_state("converged")
-    assert service.rules() == rules
-    assert service.history()[: len(before)] == before
-    service.run("rm", "/run/systemd/system/vnetd.service.d/t.conf")
-    service.run("systemctl", "daemon-reload")
-    restart(service)
-
-
-def test_a_killed_service_costs_a_guest_no_packet(service: Host) -> None:
-    guest = service.guest("vblab", "10.77.0.50/24", gateway="10.77.0.1")
-    pid, records = show(service, "MainPID"), len(service.history())
-    with service.probing(guest) as outage:
-        service.sh(f"iptables -t nat -F; kill -{signal.SIGKILL.value} {pid}")
-        service.wait_until(lambda: show(service, "MainPID") not in ("0", pid), what="a restart")
-        service.wait_for_state("converged")
-    assert outage.lost == 0
-    assert len(service.history()) >= records
 
 
 @pytest.mark.parametrize("box", ["bookworm"], indirect=True)
