@@ -18,7 +18,7 @@ from vnetd.core.model import Address, HostAddress, Route
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 # linux/rtnetlink.h
-SETLINK, DELLINK = 19, 17
+SETLINK = 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
@@ -33,7 +33,6 @@ _RTN_UNICAST, _CLONED, _ONLINK = 1, 0x200, 4
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 3, 6, 8
 _NODAD, _PERMANENT, _TENTATIVE, _DADFAILED = 0x02, 0x80, 0x40, 0x08
-_FOREVER = 0xFFFFFFFF
 # linux/neighbour.h
 _NDA_DST, _NDA_LLADDR = 1, 2
 NTF_PROXY = 0x08
@@ -106,7 +105,6 @@ def check(requests: Sequence[Request], codes: Iterable[int], *fine: int) -> None
 
 _WORDS = {
     SETLINK: "plug in the link",
-    DELLINK: "remove the link",
     NEWADDR: "add an address",
     DELADDR: "remove an address",
     NEWROUTE: "add a route",
@@ -122,10 +120,6 @@ def set_master(index: int, master: int) -> Request:
     """master: 0 for none."""
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, index, 0, 0)
     return Request(SETLINK, 0, body + netlink.encoded(_IFLA_MASTER, struct.pack("=I", master)))
-
-
-def delete_link(index: int) -> Request:
-    return Request(DELLINK, 0, _LINK.pack(socket.AF_UNSPEC, 0, 0, index, 0, 0))
 
 
 # -- addresses: struct ifaddrmsg
