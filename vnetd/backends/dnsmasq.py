@@ -17,7 +17,6 @@ from vnetd.backends.base import Poke
 from vnetd.core.actions import Action
 from vnetd.core.model import Definition, HostAddress, Intruder, Observed, Source
 
-PID_FILES = Path("/run/libvirt/network")
 _FILES = Path("/var/lib/libvirt/dnsmasq")
 
 
@@ -31,10 +30,10 @@ class Dnsmasq:
         self._poke: Poke | None = None
 
     async def observe(self, observed: Observed) -> Observed:
-        if not os.access(PID_FILES, os.X_OK):
+        if not os.access(process.DNSMASQ_PID_FILES, os.X_OK):
             return replace(observed, dnsmasq=None)  # "cannot tell" is not "dead"
         networks = observed.libvirt.networks if observed.libvirt else {}
-        alive = {name: pid for name in networks if (pid := _pid(name)) is not None}
+        alive = {name: pid for name in networks if (pid := process.dnsmasq(name)) is not None}
         self._follow(alive)
         served = {name: n.live for name, n in networks.items() if n.live and name in self._watched}
         reserving = [name for name, live in served.items() if live.hosts]
@@ -113,12 +112,3 @@ def _text(path: Path) -> str | None:
         return path.read_text(errors="replace")
     except OSError:
         return None
-
-
-def _pid(network: str) -> int | None:
-    """libvirt leaves the file behind when it stops a network: another process may have the pid."""
-    try:
-        pid = int((PID_FILES / f"{network}.pid").read_text())
-    except (OSError, ValueError):
-        return None
-    return pid if process.name_of(pid) == "dnsmasq" else None

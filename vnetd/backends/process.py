@@ -12,6 +12,7 @@ from vnetd.errors import BackendError
 _SECONDS = 30.0
 # What an admin recognises is among the first ancestors: a shell, cron, ansible, a service.
 _MOST_ANCESTORS = 4
+DNSMASQ_PID_FILES = Path("/run/libvirt/network")
 _PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
 
 
@@ -59,6 +60,17 @@ def libvirt() -> Cause | None:
         if (name := name_of(pid)) is not None:
             return Cause(name, pid)
     return None
+
+
+def dnsmasq(network: str) -> int | None:
+    """The pid of the one that libvirt runs for it. libvirt leaves the file behind when it stops a
+    network: another process may have the pid.
+    """
+    try:
+        pid = int((DNSMASQ_PID_FILES / f"{network}.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if name_of(pid) == "dnsmasq" else None
 
 
 def ancestors(pid: int, name: str) -> tuple[str, ...] | None:

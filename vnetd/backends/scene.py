@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vnetd.backends import process
+from vnetd.backends import listeners, process
 from vnetd.core.model import Family, IfName
 from vnetd.core.rules.iptables import family
 from vnetd.core.why import Question, Scene
 from vnetd.errors import BackendError
-
-_PID_FILES = "/run/libvirt/network/{}.pid"
 
 
 async def look(asked: Question) -> Scene:
@@ -40,7 +38,7 @@ async def look(asked: Question) -> Scene:
         elsewhere=elsewhere,
         sysctls=sysctls,
         carriers={out: carrier == "1"} if out and carrier else {},
-        dnsmasq=_dnsmasq(live.name),
+        dnsmasq=process.dnsmasq(live.name),
         listening=await asyncio.to_thread(_listening),
     )
 
@@ -73,22 +71,9 @@ def _flag(fam: Family) -> str:
     return "-4" if fam is Family.IPV4 else "-6"
 
 
-def _dnsmasq(network: str) -> int | None:
-    try:
-        pid = int(_text(Path(_PID_FILES.format(network))))
-    except ValueError:
-        return None
-    return pid if process.name_of(pid) == "dnsmasq" else None
-
-
 def _listening() -> frozenset[int]:
-    """UDP ports that somebody listens on: /proc/net/udp, "local_address" as HEX:PORT."""
-    lines = [line.split() for path in ("udp", "udp6") for line in _lines(path)]
-    return frozenset(int(words[1].rpartition(":")[2], 16) for words in lines if len(words) > 1)
-
-
-def _lines(name: str) -> list[str]:
-    return _text(Path("/proc/net") / name).splitlines()[1:]
+    """UDP ports of DNS and DHCP that somebody listens on."""
+    return frozenset(item.port for item in listeners.read() if item.protocol == "udp")
 
 
 def _text(path: Path) -> str:

@@ -90,6 +90,7 @@ class Scene:
     carriers: Mapping[IfName, bool] = field(default_factory=dict)
     dnsmasq: int | None = None
     listening: frozenset[int] = frozenset()
+    """UDP ports of DNS and DHCP that somebody listens on, whoever it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """libvirt: networks, the taps of running domains, and what libvirt is asked to do.
 
 Networks and domains have a connection each: they may be two daemons (virtnetworkd, virtqemud), of
-which one is restarted without the other. Nothing of libvirt leaves this file, libvirt_connection.py
-and libvirt_calls.py but values of the model. Its events only say where to look.
+which one is restarted without the other. Nothing of libvirt leaves this folder but values of the
+model. Its events only say where to look.
 """
 
 from __future__ import annotations
