@@ -256,7 +256,10 @@ class _Daemon:
         while True:
             # Armed before the policy is read: no change falls in between. Armed anew each time:
             # the drop-in directory may be new.
-            watch = files.DirectoryWatch([main.parent, files.drop_ins(main)])
+            watch = files.DirectoryWatch(
+                [main.parent, files.drop_ins(main)],
+                matters=lambda name: name == main.name or name.endswith(".toml"),
+            )
             try:
                 self._try_reload()
                 await watch.changed()

@@ -51,6 +51,26 @@ def test_only_finished_files_count_as_changes(tmp_path: Path) -> None:
     asyncio.run(see_changes(tmp_path))
 
 
+def test_an_editors_own_files_do_not_count(tmp_path: Path) -> None:
+    asyncio.run(see_only_what_matters(tmp_path))
+
+
+async def see_only_what_matters(directory: Path) -> None:
+    watch = DirectoryWatch([directory], matters=lambda name: name == "vnetd.toml")
+    try:
+        changed = asyncio.ensure_future(watch.changed())
+        for name in (".vnetd.toml.swp", "vnetd.toml~", "4913"):
+            (directory / name).write_text("")
+        assert not (await asyncio.wait([changed], timeout=0.05))[0]
+        (directory / "vnetd.toml").write_text("")
+        await asyncio.wait_for(changed, 5)
+        changed = asyncio.ensure_future(watch.changed())
+        (directory / "vnetd.toml.d").mkdir()
+        await asyncio.wait_for(changed, 5)
+    finally:
+        watch.close()
+
+
 async def see_changes(directory: Path) -> None:
     watch = DirectoryWatch([directory, directory / "not-there"])
     file = (directory / "vnetd.toml").open("w")

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vnetd.core.policy import PolicyText
@@ -78,15 +78,23 @@ class DirectoryWatch:
     """Changes of the files in directories, those that exist and may be read.
 
     A file counts when it has been written, not while: its creation alone says nothing. created:
-    a new name counts too, for symbolic links, which nobody ever writes to.
+    a new name counts too, for symbolic links, which nobody ever writes to. matters: of a file's
+    name; an editor's own files must not lead to a look at one that it is just writing.
     """
 
-    def __init__(self, paths: Iterable[Path], *, created: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        *,
+        created: bool = False,
+        matters: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         # pyroute2 brings the system calls. Imported late: it takes a quarter of a second, which
         # a command line that only reads a policy need not wait for.
         from pyroute2.inotify.inotify_fd import Inotify
 
         self._created = created
+        self._matters = matters
         self._inotify = Inotify(path=())
         self._inotify.bind()
         os.set_inheritable(self._inotify.fd, False)
@@ -103,22 +111,25 @@ class DirectoryWatch:
                 await readable.wait()
             finally:
                 loop.remove_reader(self._inotify.fd)
-            if any(self._counts(mask) for mask in _masks(os.read(self._inotify.fd, 1 << 16))):
+            if any(self._counts(*event) for event in _events(os.read(self._inotify.fd, 1 << 16))):
                 return
 
     def close(self) -> None:
         self._inotify.close()
 
-    def _counts(self, mask: int) -> bool:
-        return bool(self._created or mask & _IS_DIRECTORY or not mask & _CREATE)
+    def _counts(self, mask: int, name: str) -> bool:
+        if mask & _IS_DIRECTORY or not name:  # without one: events were lost
+            return True
+        return self._matters(name) and bool(self._created or not mask & _CREATE)
 
 
-def _masks(events: bytes) -> Iterator[int]:
-    """struct inotify_event: wd, mask, cookie, length of the name, name."""
+def _events(events: bytes) -> Iterator[tuple[int, str]]:
+    """Masks and names. struct inotify_event: wd, mask, cookie, length of the name, name."""
     at = 0
     while at + 16 <= len(events):
         _, mask, _, length = struct.unpack_from("iIII", events, at)
-        yield mask
+        name = events[at + 16 : at + 16 + length].rstrip(b"\0")
+        yield mask, os.fsdecode(name)
         at += 16 + length
 
 
