@@ -56,7 +56,11 @@ class NfTables:
     """Of this network namespace. Others subscribe to what the kernel tells."""
 
     def __init__(self) -> None:
-        self._events = netlink.open_nftables_events()
+        try:
+            self._events = netlink.open_nftables_events()
+        except PermissionError:
+            # One that nobody tells anything. Rules cannot be read either, which is said.
+            self._events = netlink.open_nftables()
         self._asked = netlink.open_nftables()
         self._generations = netlink.Generations()
         self._told: list[Tell] = []
