@@ -16,6 +16,7 @@ from vnetd.bus import sysbus
 from vnetd.cli import agent
 
 _PASSWORD_SECONDS = 300.0
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 5.0, 0.05
 
 OnSignal = Callable[[Message], None]
 
@@ -41,7 +42,7 @@ class Daemon:
         flags = MessageFlag.NO_AUTOSTART
         address = (names.BUS_NAME, path, interface, member, signature, body)
         try:
-            return await sysbus.call(self._bus, *address, seconds=seconds, flags=flags)
+            return await self._insist(address, seconds, flags)
         except sysbus.RemoteError as error:
             if error.name != names.NEEDS_PASSWORD or not sys.stdin.isatty():
                 raise
@@ -49,6 +50,25 @@ class Daemon:
         async with agent.on_terminal():  # somebody is there who may know one
             seconds = max(seconds, _PASSWORD_SECONDS)
             return await sysbus.call(self._bus, *address, seconds=seconds, flags=flags)
+
+    async def _insist(
+        self,
+        address: tuple[str, str, str, str, str, Sequence[object]],
+        seconds: float,
+        flags: MessageFlag,
+    ) -> list[Any]:
+        """Who connects again and again uses up what vnetd has for newcomers: one in two is turned
+        away then, and let in a moment later.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await sysbus.call(self._bus, *address, seconds=seconds, flags=flags)
+            except sysbus.RemoteError as error:
+                if error.name != f"{names.ERROR}.LimitsExceeded" or clock() > until:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def manager(
         self,
