@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,12 @@ def main() -> int:
         code = 1
         for error in errors.exceptions:
             print(f"vnetd: {error}", file=sys.stderr)
+    except* OSError as errors:
+        few, others = errors.split(lambda e: getattr(e, "errno", 0) in (errno.EMFILE, errno.ENFILE))
+        if others is not None or few is None:
+            raise
+        code = 1
+        print("vnetd: may open too few files: raise LimitNOFILE= (ulimit -n)", file=sys.stderr)
     return code
 
 
