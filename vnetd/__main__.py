@@ -7,11 +7,15 @@ import asyncio
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 
 from vnetd import __version__, journal
 from vnetd.backends.files import DEFAULT_CONFIG
 from vnetd.errors import VnetdError
+
+# systemd starts it again at once, which is good after a crash only.
+_AGAIN_SECONDS = 2.0
 
 
 def main() -> int:
@@ -45,6 +49,8 @@ def main() -> int:
             raise
         code = 1
         print("vnetd: may open too few files: raise LimitNOFILE= (ulimit -n)", file=sys.stderr)
+    if code and "NOTIFY_SOCKET" in os.environ:
+        time.sleep(_AGAIN_SECONDS)
     return code
 
 
