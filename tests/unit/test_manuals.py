@@ -120,3 +120,21 @@ def test_states_and_messages() -> None:
     ids = {message.value for message in Message}
     assert set(re.findall(r"\b[0-9a-f]{32}\b", text)) == ids
     assert set(re.findall(r"\b[0-9a-f]{32}\b", catalog)) == ids
+
+
+def test_the_installed_policy_is_right_without_its_comment_signs() -> None:
+    text = (TREE / "etc/vnetd.toml").read_text()
+    assert parse([PolicyText("vnetd.toml", text)]).networks == {}
+    policy = parse([PolicyText("vnetd.toml", re.sub(r"^#(?=[^ \n]|  )", "", text, flags=re.M))])
+    assert set(policy.networks) == {"lab", "web", "dmz", "lan"}
+    assert set(policy.bridges) == {"br0"}
+
+
+def test_examples_are_right_policies() -> None:
+    readme = (TREE / "README.md").read_text()
+    shown = re.findall(r"^```toml\n(.*?)^```", readme, re.M | re.S)
+    example = section(manual("vnetd.toml.5"), "EXAMPLE")
+    shown.append(example.removeprefix(".EX\n").partition("\n.EE")[0])
+    assert len(shown) >= 2
+    for text in shown:
+        assert parse([PolicyText("example", text)]).networks
