@@ -90,7 +90,10 @@ async def reconcile(arguments: argparse.Namespace) -> int:
         render.print_json({"State": detail})
     else:
         print(detail)
-    return FAILED if detail in ("drifted", "degraded") else OK
+    if detail not in ("drifted", "degraded"):
+        return OK
+    render.complain("what is wrong: vnetctl status")
+    return FAILED
 
 
 async def _finish(vnetd: Daemon, member: str) -> tuple[str, str]:
