@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +65,23 @@ def plain(system: System) -> Iterator[Machine]:
         yield box
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """mib: of memory. cpu_ms: so far, that of the tools which it has run included."""
+
+    files: int
+    mib: int
+    cpu_ms: int
+
+
+# proc(5): utime, stime, cutime and cstime are in 1/100 s; vnetd's name holds no space
+_USAGE = """
+ls /proc/$0/fd | wc -l
+sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$0/status
+cut -d ' ' -f 14-17 /proc/$0/stat
+"""
+
+
 class Host:
     """A machine with a guest on its network lab, and what of both must be as it was."""
 
@@ -97,6 +115,12 @@ class Host:
     def pid(self, name: str) -> str:
         script = 'cat /run/box/$0.pid 2>/dev/null || systemctl show --value -p MainPID "$0"'
         return self.box.run("sh", "-c", script, name).strip()
+
+    def usage(self) -> Usage:
+        """Of vnetd."""
+        words = self.box.run("sh", "-c", _USAGE, self.pid("vnetd")).split()
+        files, kib, *ticks = (int(word) for word in words)
+        return Usage(files, kib // 1024, sum(ticks) * 10)
 
     def run(self, script: str) -> None:
         """With vnetctl as a command, and the guest's tap in $TAP."""

@@ -21,6 +21,7 @@ from tests.lab.hypervisor import CACHE, LabError
 from tests.long import LONG
 
 ROWS = CACHE / "faults"
+_MOST_MIB = 150
 
 _KINDS = list(dict.fromkeys(fault.host for fault in CATALOGUE))
 # Those that share a host one after the other.
@@ -55,6 +56,7 @@ def _play(host: Host, fault: Fault) -> None:
     if box.canary is not None:
         box.canary.perch()
     before, processes, records = host.facts(), host.processes(), len(box.history())
+    used = host.usage()
     told_ms = None
     with box.probing(host.guest) as outage:
         _do(host, fault.inject)
@@ -73,6 +75,8 @@ def _play(host: Host, fault: Fault) -> None:
     after = host.processes()
     assert {name for name in after if after[name] != processes[name]} <= set(fault.restarts)
     assert "Traceback" not in box.log("vnetd")
+    now = host.usage()
+    assert now.mib < _MOST_MIB
     assert box.pings(host.guest, "198.51.100.2")
     if fault.check is not None:
         fault.check(host)
@@ -87,6 +91,9 @@ def _play(host: Host, fault: Fault) -> None:
         lost=outage.lost,
         sent=outage.sent,
         gap_ms=round(outage.ms),
+        cpu_ms=now.cpu_ms - used.cpu_ms,
+        files=now.files - used.files,
+        mib=now.mib,
     )
 
 
