@@ -27,6 +27,7 @@ class Outcome(StrEnum):
 class Fault:
     """told: a part of what status says of it. undo: what ends it, where vnetd must not; it may
     first look at what has become of it. check: more that must hold when all is as it was.
+    heals_itself: libvirt does it, if it is faster than vnetd.
     restarts: which of Host.processes are not the same afterwards.
     long: CI has no time for it, or sees it in another test.
     """
@@ -38,6 +39,7 @@ class Fault:
     told: str = ""
     undo: Step = ""
     check: Callable[[Host], None] | None = None
+    heals_itself: bool = False
     host: Kind = plain
     systems: tuple[System, ...] = tuple(System)
     restarts: tuple[str, ...] = ()

@@ -191,7 +191,10 @@ FAULTS = (
     Fault(
         "foreign-table",
         "a table of somebody else's drops all that is forwarded",
-        "nft 'table inet evil { chain c { type filter hook forward priority -10; policy drop; } }'",
+        """
+        nft add table inet evil
+        nft 'add chain inet evil c { type filter hook forward priority -10; policy drop; }'
+        """,
         Outcome.NAMED,
         told="evil",
         undo="nft delete table inet evil",
@@ -209,6 +212,7 @@ FAULTS = (
         "firewall-cmd --reload",
         "firewall-cmd -q --reload",
         check=_in_its_zone,
+        heals_itself=True,
         host=beside_firewalld,
         long=True,
     ),
@@ -217,6 +221,7 @@ FAULTS = (
         "firewall-cmd --complete-reload",
         "firewall-cmd -q --complete-reload",
         check=_in_its_zone,
+        heals_itself=True,
         host=beside_firewalld,
         long=True,
     ),
@@ -225,6 +230,7 @@ FAULTS = (
         "firewalld is stopped and started",
         _restart_firewalld,
         check=_in_its_zone,
+        heals_itself=True,
         host=beside_firewalld,
         long=True,
     ),
