@@ -108,7 +108,7 @@ def test_a_repair_causes_no_further_write(box: Hypervisor) -> None:
         heal(box, "iptables -t nat -F", box.rules())
         # a full pass behind it: whatever the repair set off has run by then
         assert box.vnetctl("reconcile").returncode == 0
-        assert writers() == ["iptables", "iptables-nft-re"]
+        assert writers() == ["iptables", "vnetd"]
 
 
 def test_guests_get_out_again_and_the_outage_is_short(box: Hypervisor) -> None:

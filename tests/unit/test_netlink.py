@@ -14,7 +14,7 @@ def attribute(kind: int, data: bytes) -> bytes:
 
 def message(kind: int, family: int, *attributes: bytes) -> bytes:
     body = struct.pack("=BBH", family, 0, 0) + b"".join(attributes)
-    return struct.pack("=IHHII", 16 + len(body), 10 << 8 | kind, 0, 0, 0) + body
+    return struct.pack("=IHHII", 16 + len(body), 10 << 8 | kind, 0, 0, 99) + body
 
 
 def test_objects_are_counted_up_to_the_generation_that_ends_them() -> None:
@@ -29,8 +29,8 @@ def test_objects_are_counted_up_to_the_generation_that_ends_them() -> None:
     generations = Generations()
     assert list(generations.feed(rule)) == []
     assert list(generations.feed(rule + end + end)) == [
-        Generation("iptables", 4711, frozenset({(2, "nat")}), 2),
-        Generation("iptables", 4711, frozenset(), 0),
+        Generation("iptables", 4711, frozenset({(2, "nat")}), 2, number=7, port=99),
+        Generation("iptables", 4711, frozenset(), 0, number=7, port=99),
     ]
 
 

@@ -103,7 +103,9 @@ def planned(case: Path) -> str:
     for action in plan(policy, seen, found):
         lines += [str(action), f"    because: {action.reason}", f"    impact: {action.impact}"]
         if isinstance(action, RestoreRules):
-            lines += [f"    {line}" for line in iptables_save.render(action.chains).splitlines()]
+            for family in dict.fromkeys(item.chain.family for item in action.chains):
+                edits = [item for item in action.chains if item.chain.family is family]
+                lines += [f"    {line}" for line in iptables_save.render(edits).splitlines()]
     return "".join(f"{line}\n" for line in lines)
 
 

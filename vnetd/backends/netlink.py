@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -34,9 +35,10 @@ _NEIGHBOUR_GROUP = 3
 _NFTABLES_GROUP = 7
 _SUBSYS_NFTABLES = 10
 _MSG_NEWGEN = 15
-_GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
+_GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
 _OBJECT_TABLE = 1
 _NESTED = 0x8000
+_HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 ERROR, DONE = 2, 3
 _DUMP_INTR = 0x10
@@ -46,13 +48,15 @@ _NEWLINK, _DELLINK, _IFF_UP = 16, 17, 1
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One committed nf_tables transaction: who wrote it, the (address family, table) pairs that it
-    touched, and how many objects. pid is one of the initial pid namespace.
+    touched, and how many objects. pid is one of the initial pid namespace. port: of the socket.
     """
 
     process: str
     pid: int
     tables: frozenset[tuple[int, str]]
     changes: int
+    number: int
+    port: int
 
 
 def open_link_events() -> socket.socket:
@@ -144,14 +148,16 @@ class Generations:
         self._changes = 0
 
     def feed(self, data: bytes) -> Iterator[Generation]:
-        for kind, body in messages(data):
+        for kind, _, port, body in _packets(data):
             if kind >> 8 != _SUBSYS_NFTABLES:
                 continue
             if kind & 0xFF == _MSG_NEWGEN:
                 found = attributes(body[4:])
+                (number,) = struct.unpack(">I", found.get(_GEN_ID, bytes(4)))
                 (pid,) = struct.unpack(">I", found.get(_GEN_PROC_PID, bytes(4)))
                 name = _text(found.get(_GEN_PROC_NAME, b""))
-                yield Generation(name, pid, frozenset(self._tables), self._changes)
+                tables = frozenset(self._tables)
+                yield Generation(name, pid, tables, self._changes, number, port)
                 self._tables, self._changes = set(), 0
             else:
                 self._tables.add((body[0], _table(body)))
@@ -186,7 +192,7 @@ def dump(asking: socket.socket, question: bytes) -> list[bytes]:
     bodies: list[bytes] = []
     changed = False
     while True:
-        for kind, flags, body in _packets(asking.recv(1 << 20)):
+        for kind, flags, _, body in _packets(asking.recv(1 << 20)):
             changed = changed or bool(flags & _DUMP_INTR)
             if kind == DONE:
                 if changed:
@@ -195,6 +201,15 @@ def dump(asking: socket.socket, question: bytes) -> list[bytes]:
             if kind == ERROR:
                 check(body)
             bodies.append(body)
+
+
+def answers(asked: socket.socket) -> list[tuple[int, bytes]]:
+    """(type, body) of what has been answered: nf_tables has, by the time that send() returns."""
+    found: list[tuple[int, bytes]] = []
+    with suppress(BlockingIOError):
+        while True:
+            found += messages(asked.recv(1 << 20))
+    return found
 
 
 def check(body: bytes) -> None:
@@ -211,23 +226,23 @@ def code(body: bytes) -> int:
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, body) of each."""
-    for kind, _, body in _packets(data):
+    for kind, _, _, body in _packets(data):
         yield kind, body
 
 
-def _packets(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, flags, body) of each: struct nlmsghdr, aligned to 4 bytes."""
+def _packets(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(type, flags, port, body) of each: struct nlmsghdr, aligned to 4 bytes."""
     at = 0
     while at + 16 <= len(data):
-        length, kind, flags = struct.unpack_from("=IHH", data, at)
+        length, kind, flags, _, port = _HEADER.unpack_from(data, at)
         if length < 16:
             return
-        yield kind, flags, data[at + 16 : at + length]
+        yield kind, flags, port, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
 
 def message(kind: int, flags: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body
+    return _HEADER.pack(16 + len(body), kind, flags, 0, 0) + body
 
 
 def attributes(data: bytes) -> dict[int, bytes]:

@@ -15,7 +15,8 @@ from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
 from vnetd.backends.firewalls import iptables_rules, iptables_save, legacy, nft_json
 from vnetd.backends.firewalls.iptables import Iptables
-from vnetd.backends.firewalls.nf_tables import FAMILIES, NfTables
+from vnetd.backends.firewalls.nf_messages import FAMILIES
+from vnetd.backends.firewalls.nf_tables import NfTables
 from vnetd.backends.firewalls.zoned import Zoned
 from vnetd.backends.netlink import Generation
 from vnetd.core.actions import Action

@@ -57,6 +57,8 @@ class Firewall:
         self._left: dict[World, Chains] = {}
         self._changed = False
         """The kernel has told so since the last look."""
+        self._generation: int | None = None
+        """Of nf_tables, at the last look at iptables."""
         self._poke: Poke | None = None
         self._writing = False
         self._libvirt_wrote_at = float("-inf")
@@ -100,6 +102,7 @@ class Firewall:
             self._in_legacy.set()
         if world.is_iptables:
             chains = await self._iptables.chains(world)
+            self._generation = self._iptables.generation
             ruleset = Ruleset(world, chains, self._left | await self._iptables.others(world))
         if world is World.NFTABLES:
             settled = not self._unsettled()
@@ -112,8 +115,8 @@ class Firewall:
 
     async def apply(self, action: Action) -> None:
         match action:
-            case RestoreRules():
-                await self._write(iptables.restore(self._world, action))
+            case RestoreRules(chains=chains):
+                await self._write(self._iptables.restore(self._world, chains, self._generation))
             case EditNftables(script=script):
                 await self._write(nftables.edit(script))
             case ReinstallRules(scaffold=scaffold):
@@ -241,6 +244,8 @@ class Firewall:
         if generation.tables & _LIBVIRT_TABLES and self._world is not World.NFTABLES:
             self._told_by = None
         name = generation.process
+        if generation.port == self._kernel.port:
+            return
         if self._writing and name in (*iptables.WRITERS, "nft"):
             return  # whoever else writes right now is seen by the look that follows
         parents = process.ancestors(generation.pid, name)

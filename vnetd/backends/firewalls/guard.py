@@ -11,12 +11,12 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 
 from vnetd.backends import netlink, process
 from vnetd.backends.base import Poke
 from vnetd.backends.firewalls import guard_messages as codec
+from vnetd.backends.firewalls import nf_messages as nf
 from vnetd.backends.firewalls.nf_tables import Tell
 from vnetd.backends.netlink import Generation
 from vnetd.core.actions import Action
@@ -26,8 +26,8 @@ from vnetd.core.rules.guard import TABLE
 from vnetd.errors import BackendError
 
 _FLAGS = {
-    Held.PERSISTENT: codec.OWNER | codec.PERSIST,
-    Held.OWNED: codec.OWNER,
+    Held.PERSISTENT: nf.OWNER | nf.PERSIST,
+    Held.OWNED: nf.OWNER,
     Held.OPEN: 0,
 }
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)
@@ -73,7 +73,7 @@ class Guard:
         def tell(generation: Generation | None) -> None:
             if generation is None:
                 poke(self.source, reason="nf_tables events were lost")
-            elif (codec.INET, TABLE) in generation.tables and generation.pid != os.getpid():
+            elif (nf.INET, TABLE) in generation.tables and generation.pid != os.getpid():
                 parents = process.ancestors(generation.pid, generation.process)
                 cause = Cause(generation.process, generation.pid, parents or ())
                 poke(self.source, reason="the guard was changed", cause=cause)
@@ -98,27 +98,29 @@ class Guard:
         table, present = dict(action.table), seen.chains if seen else {}
         if seen is not None and seen.held is held:
             if not seen.mine:
-                yield codec.make_table(_FLAGS[held])  # which makes it ours
+                yield nf.make_table(nf.INET, TABLE, _FLAGS[held])  # which makes it ours
             wanted = {name: table.get(name, ()) for name in action.chains}
         else:
             if seen is not None and seen.held is not None:
-                yield codec.make_table(_FLAGS[seen.held])
-                yield codec.delete_table()
-            yield codec.make_table(_FLAGS[held])
+                yield nf.make_table(nf.INET, TABLE, _FLAGS[seen.held])
+                yield nf.delete_table(nf.INET, TABLE)
+            yield nf.make_table(nf.INET, TABLE, _FLAGS[held])
             wanted, present = table, {}
         if table:
             yield from codec.replace_chains(wanted, present)
         else:
-            yield codec.delete_table()
+            yield nf.delete_table(nf.INET, TABLE)
 
     def best(self) -> Held:
         """The best that this kernel can do; changes nothing. Raises BackendError."""
         for held in Held:
             # The kernel says what is wrong with each step of a transaction, and takes back all of
             # it for the last one, which fails for certain.
-            steps = codec.make_table(_FLAGS[held], _NO_TABLE), codec.delete_table(f"{_NO_TABLE}2")
-            self._socket.send(codec.transaction(steps))
-            errors = {netlink.code(body) for kind, body in self._drain() if kind == netlink.ERROR}
+            make = nf.make_table(nf.INET, _NO_TABLE, _FLAGS[held])
+            delete = nf.delete_table(nf.INET, f"{_NO_TABLE}2")
+            self._socket.send(nf.transaction((make, delete)))
+            answers = netlink.answers(self._socket)
+            errors = {netlink.code(body) for kind, body in answers if kind == netlink.ERROR}
             if errors == {errno.ENOENT}:
                 return held
             if not errors & {*_UNSUPPORTED}:
@@ -131,22 +133,22 @@ class Guard:
     def _look(self) -> GuardTable | None:
         """None: a kernel without nf_tables."""
         try:
-            tables = [codec.table_of(body) for body in self._ask(codec.ask_for_tables())]
+            tables = [nf.table(body) for body in self._ask(nf.ask_for_tables())]
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 return None
             raise
-        own = next((item for item in tables if item[0] == (codec.INET, TABLE)), None)
+        own = next((item for item in tables if item[0] == (nf.INET, TABLE)), None)
         if own is None:
             return GuardTable(held=None, mine=False)
         _, flags, owner = own
         chains: dict[str, list[str]] = {}
-        for body in self._ask(codec.ask_for_rules()):
+        for body in self._ask(nf.ask_for_rules(nf.INET, TABLE)):
             chain, digest = codec.rule_of(body)
             chains.setdefault(chain, []).append(digest)
         # Of a table that has lost its owner the kernel keeps PERSIST alone.
-        held = Held.PERSISTENT if flags & codec.PERSIST else Held.OPEN
-        if flags == codec.OWNER:
+        held = Held.PERSISTENT if flags & nf.PERSIST else Held.OPEN
+        if flags == nf.OWNER:
             held = Held.OWNED
         return GuardTable(
             held=held,
@@ -155,25 +157,15 @@ class Guard:
         )
 
     def _ask(self, question: bytes) -> list[bytes]:
-        self._drain()
+        netlink.answers(self._socket)  # an earlier vnetd may have been killed before it read them
         return netlink.dump(self._socket, question)
 
     def _transact(self, *steps: bytes) -> None:
         """Raises OSError with what the kernel says of the first step that it refuses."""
-        self._socket.send(codec.transaction(steps))
-        for kind, body in self._drain():
+        self._socket.send(nf.transaction(steps))
+        for kind, body in netlink.answers(self._socket):
             if kind == netlink.ERROR:
                 netlink.check(body)
-
-    def _drain(self) -> list[tuple[int, bytes]]:
-        """What has been answered: all of it, by the time that send() returns. An earlier vnetd may
-        have been killed before it read its own.
-        """
-        found: list[tuple[int, bytes]] = []
-        with suppress(BlockingIOError):
-            while True:
-                found += netlink.messages(self._socket.recv(1 << 20))
-        return found
 
 
 def _failed(error: OSError) -> BackendError:

@@ -1,4 +1,4 @@
-"""The guard's rules → nf_tables messages (linux/netfilter/nf_tables.h), and its dumps back. Pure.
+"""The guard's rules → nf_tables messages, and its dumps back. Pure.
 
 Not by nft: a table's owner is the socket that made it, and nft's ends with each command.
 """
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import assert_never
 
-from vnetd.backends.netlink import attributes, encoded, message
+from vnetd.backends.firewalls import nf_messages as nf
+from vnetd.backends.netlink import attributes, encoded
 from vnetd.core.rules.guard import (
     CHAINS,
     PROTOCOLS,
     TABLE,
-    BaseChain,
     Key,
     Match,
     Nat,
@@ -23,18 +23,6 @@ from vnetd.core.rules.guard import (
     Translation,
     Verdict,
 )
-
-_SUBSYSTEM = 10 << 8
-_NEWTABLE, _GETTABLE, _DELTABLE = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_NEWCHAIN, _DELCHAIN = _SUBSYSTEM | 3, _SUBSYSTEM | 5
-_NEWRULE, _GETRULE, _DELRULE = _SUBSYSTEM | 6, _SUBSYSTEM | 7, _SUBSYSTEM | 8
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
-INET = 1  # NFPROTO_INET: both IP families
-_NAME = _TABLE_OF = 1
-_FLAGS, _OWNER = 2, 7
-OWNER, PERSIST = 0x2, 0x4
-"""Flags of a table."""
 
 # Registers of 16 bytes: one to match in, four for the ends of ranges.
 _REG = 1
@@ -64,23 +52,6 @@ _COMMENT, _DIGEST = 0, 200
 _MOST_COMMENT = 100
 
 
-def ask_for_tables() -> bytes:
-    return _message(_GETTABLE, _DUMP)
-
-
-def ask_for_rules() -> bytes:
-    return _message(_GETRULE, _DUMP, encoded(_TABLE_OF, _text(TABLE)))
-
-
-def table_of(body: bytes) -> tuple[tuple[int, str], int, int]:
-    """Of a dump: the table's family and name, its flags, and its owner's port (0: it has none)."""
-    found = attributes(body[4:])
-    name = found.get(_NAME, b"").rstrip(b"\0").decode(errors="replace")
-    (flags,) = struct.unpack(">I", found.get(_FLAGS, bytes(4)))
-    (owner,) = struct.unpack(">I", found.get(_OWNER, bytes(4)))
-    return (body[0], name), flags, owner
-
-
 def rule_of(body: bytes) -> tuple[str, str]:
     """Of a rule's dump: its chain and its digest; "" if it is none of ours."""
     found = attributes(body[4:])
@@ -94,75 +65,29 @@ def rule_of(body: bytes) -> tuple[str, str]:
     return chain, ""
 
 
-def transaction(messages: Iterable[bytes]) -> bytes:
-    """All of it or nothing. The kernel answers the last message when it is in force."""
-    found = list(messages)
-    kind, flags = struct.unpack_from("=HH", found[-1], 4)
-    last = found[-1][:4] + struct.pack("=HH", kind, flags | _ACK) + found[-1][8:]
-    begin, end = (
-        message(kind, _REQUEST, struct.pack(">BBH", 0, 0, _SUBSYSTEM >> 8))
-        for kind in (_BATCH_BEGIN, _BATCH_END)
-    )
-    return b"".join((begin, *found[:-1], last, end))
-
-
-def make_table(flags: int, name: str = TABLE) -> bytes:
-    return _message(
-        _NEWTABLE,
-        _CREATE,
-        encoded(_NAME, _text(name)),
-        encoded(_FLAGS, struct.pack(">I", flags)),
-    )
-
-
-def delete_table(name: str = TABLE) -> bytes:
-    return _message(_DELTABLE, 0, encoded(_NAME, _text(name)))
-
-
 def replace_chains(
     wanted: Mapping[str, Sequence[Rule]], present: Mapping[str, object]
 ) -> Iterable[bytes]:
     """Empty and fill these chains; one without rules goes."""
     for name, rules in wanted.items():
         if name in present:
-            yield _message(_DELRULE, 0, *_chain(name))
+            yield nf.delete_rules(nf.INET, TABLE, name)
             if not rules:
-                yield _message(_DELCHAIN, 0, encoded(1, _text(TABLE)), encoded(3, _text(name)))
+                yield nf.delete_chain(nf.INET, TABLE, name)
         elif rules:
-            yield _make_chain(CHAINS[name])
+            chain = CHAINS[name]
+            base = nf.base(chain.hook, chain.priority, chain.type)
+            yield nf.make_chain(nf.INET, TABLE, name, base)
         for rule in rules:
-            yield _add_rule(name, rule)
+            yield nf.add_rule(nf.INET, TABLE, name, _rule(rule))
 
 
-def _make_chain(chain: BaseChain) -> bytes:
-    hook = encoded(1, struct.pack(">I", chain.hook)) + encoded(2, struct.pack(">i", chain.priority))
-    return _message(
-        _NEWCHAIN,
-        _CREATE,
-        encoded(1, _text(TABLE)),
-        encoded(3, _text(chain.name)),
-        encoded(4, hook, nested=True),
-        encoded(5, struct.pack(">I", _ACCEPT)),
-        encoded(7, _text(chain.type)),
-    )
-
-
-def _add_rule(chain: str, rule: Rule) -> bytes:
+def _rule(rule: Rule) -> bytes:
     comment = rule.network.encode()[:_MOST_COMMENT] + b"\0"
     digest = rule.digest.encode()
     user = bytes((_COMMENT, len(comment))) + comment if rule.network else b""
     user += bytes((_DIGEST, len(digest))) + digest
-    return _message(
-        _NEWRULE,
-        _CREATE | _APPEND,
-        *_chain(chain),
-        encoded(4, b"".join(_expressions(rule)), nested=True),
-        encoded(7, user),
-    )
-
-
-def _chain(name: str) -> tuple[bytes, bytes]:
-    return encoded(_TABLE_OF, _text(TABLE)), encoded(2, _text(name))
+    return nf.rule(b"".join(_expressions(rule)), user)
 
 
 # -- expressions
@@ -297,10 +222,6 @@ def _data(kind: int, value: bytes) -> bytes:
 
 def _expression(name: str, values: bytes) -> bytes:
     return encoded(1, encoded(1, _text(name)) + encoded(2, values, nested=True), nested=True)
-
-
-def _message(kind: int, flags: int, *parts: bytes) -> bytes:
-    return message(kind, _REQUEST | flags, struct.pack(">BBH", INET, 0, 0) + b"".join(parts))
 
 
 def _u32(value: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import assert_never
 
@@ -15,7 +16,7 @@ from vnetd.backends.firewalls import iptables_save, legacy
 from vnetd.backends.firewalls.iptables_nft import IptablesNft
 from vnetd.backends.firewalls.iptables_save import Tables
 from vnetd.backends.firewalls.nf_tables import NfTables
-from vnetd.core.keep.rules import RestoreRules
+from vnetd.core.keep.rules import ChainEdits
 from vnetd.core.model import Chain, Chains, Family, World
 from vnetd.errors import BackendError
 
@@ -65,6 +66,20 @@ class Iptables:
         texts = (process.run([save, "-t", table]) for table in legacy.tables(family))
         return iptables_save.tables("".join(await asyncio.gather(*texts)))
 
+    @property
+    def generation(self) -> int | None:
+        """Of nf_tables, when it was read; None where not all of it was read at the same."""
+        return self._nft.generation
+
+    async def restore(
+        self, world: World, chains: Collection[ChainEdits], generation: int | None
+    ) -> None:
+        """generation: at which the edits are right. Raises BackendError."""
+        if world is World.IPTABLES_NFT and await self._nft.restore(chains, generation):
+            return
+        for family in Family:
+            await _restore(world, family, chains)
+
     async def chains(self, world: World) -> Chains:
         """Of both families. Raises BackendError."""
         found = await asyncio.gather(*(self.read(world, family) for family in Family))
@@ -95,9 +110,11 @@ def has_rules(chains: Chains) -> bool:
     return any(rules for chain, rules in chains.items() if chain.name.startswith("LIBVIRT_"))
 
 
-async def restore(world: World, action: RestoreRules) -> None:
-    tool = _tool(world, action.family, "restore")
-    await process.run([tool, "--noflush", "--wait", "5"], iptables_save.render(action.chains))
+async def _restore(world: World, family: Family, chains: Iterable[ChainEdits]) -> None:
+    of_family = [item for item in chains if item.chain.family is family]
+    if of_family:
+        tool = _tool(world, family, "restore")
+        await process.run([tool, "--noflush", "--wait", "5"], iptables_save.render(of_family))
 
 
 def _tool(world: World, family: Family, verb: str) -> str:

@@ -25,6 +25,8 @@ from vnetd.core.model import (
 from vnetd.core.rules import iptables, nftables, repair
 from vnetd.core.wording import few
 
+_VERSIONS = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
+
 
 @dataclass(frozen=True, slots=True)
 class RulesDiffer(NetworkDrift):
@@ -88,16 +90,17 @@ class ChainEdits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRules(Action):
-    """All of one family at once: a transaction for each table."""
+    """All at once."""
 
-    family: Family
     chains: tuple[ChainEdits, ...]
     quick = True
 
     def __str__(self) -> str:
-        count = sum(1 for chain in self.chains for edit in chain.edits if edit.position)
-        version = "IPv4" if self.family is Family.IPV4 else "IPv6"
-        return f"restore {count} {version} rules in {len(self.chains)} chains"
+        counts = dict.fromkeys({item.chain.family for item in self.chains}, 0)
+        for item in self.chains:
+            counts[item.chain.family] += sum(1 for edit in item.edits if edit.position)
+        rules = [f"{counts[family]} {_VERSIONS[family]}" for family in Family if family in counts]
+        return f"restore {' and '.join(rules)} rules in {len(self.chains)} chains"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,28 +270,24 @@ def _restore(
     differing = [item for item in drift if isinstance(item, RulesDiffer)]
     if not differing and not libvirt.lost_chains:
         return
-    for family in Family:
-        edited = tuple(
-            ChainEdits(
-                chain=chain,
-                new=chain in iptables.PRIVATE_CHAINS and chain not in ruleset.chains,
-                edits=tuple(
-                    repair.edits(ruleset.chains.get(chain, ()), rules, remembered.get(chain, ()))
-                ),
-            )
-            for chain, rules in sorted(chains.items())
-            if chain.family is family
+    edited = (
+        ChainEdits(
+            chain=chain,
+            new=chain in iptables.PRIVATE_CHAINS and chain not in ruleset.chains,
+            edits=tuple(
+                repair.edits(ruleset.chains.get(chain, ()), rules, remembered.get(chain, ()))
+            ),
         )
-        changed = tuple(chain for chain in edited if chain.edits or chain.new)
-        if changed:
-            of_family = [item for item in differing if item.chain.family is family]
-            tables = sorted({chain.chain.table for chain in changed})
-            yield RestoreRules(
-                objects=tuple(sorted({item.object for item in of_family})),
-                reason=f"rules differ in {', '.join(tables)}",
-                family=family,
-                chains=changed,
-            )
+        for chain, rules in sorted(chains.items())
+    )
+    changed = tuple(item for item in edited if item.edits or item.new)
+    if changed:
+        tables = sorted({item.chain.table for item in changed})
+        yield RestoreRules(
+            objects=tuple(sorted({item.object for item in differing})),
+            reason=f"rules differ in {', '.join(tables)}",
+            chains=changed,
+        )
 
 
 def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> Iterator[Action]:

@@ -1,11 +1,11 @@
-"""Rules as the kernel dumps them, compared as bytes."""
+"""Rules as the kernel dumps them, compared as bytes, and what it is told of them."""
 
 from __future__ import annotations
 
 import struct
 
-from vnetd.backends.firewalls.nf_tables import rules
-from vnetd.backends.netlink import encoded
+from vnetd.backends.firewalls.nf_messages import add_rule, delete_rule, rules, transaction
+from vnetd.backends.netlink import attributes, encoded, messages
 
 
 def counter(packets: int) -> bytes:
@@ -31,7 +31,7 @@ def rule(*expressions: bytes, handle: int = 7, comment: bytes = b"") -> bytes:
 
 
 def only(body: bytes) -> bytes:
-    ((chain, found),) = rules([body])
+    ((chain, _, found),) = rules([body])
     assert chain == b"LIBVIRT_PRT"
     return found
 
@@ -40,6 +40,33 @@ def test_handles_positions_and_counters_do_not_tell_rules_apart() -> None:
     first = only(rule(cmp(b"\x0a\0\0\1"), counter(0), handle=7))
     later = only(rule(cmp(b"\x0a\0\0\1"), counter(1 << 40), handle=9))
     assert first == later
+
+
+def test_a_rule_goes_back_as_it_came_but_for_its_counters() -> None:
+    lost = rule(cmp(b"\x0a\0\0\1"), counter(3), handle=7, comment=b"\0\5mine\0")
+    ((_, handle, whole),) = rules([lost])
+    assert handle == 7
+    ((kind, body),) = messages(add_rule(2, "nat", "LIBVIRT_PRT", whole, before=9))
+    found = attributes(body[4:])
+    assert kind & 0xFF == 6
+    assert found[6] == struct.pack(">Q", 9)
+    assert found[4] == cmp(b"\x0a\0\0\1") + counter(0)
+    assert found[7] == b"\0\5mine\0"
+
+
+def test_a_transaction_holds_at_one_generation_and_its_last_step_is_answered() -> None:
+    steps = [delete_rule(2, "nat", "LIBVIRT_PRT", handle) for handle in (7, 9)]
+    batch = transaction(steps, generation=11)
+    (begin, _), *whole = messages(batch)
+    assert [kind & 0xFF for kind, _ in whole] == [8, 8, 0x11]
+    assert begin == 0x10
+    assert encoded(1, struct.pack(">I", 11)) in batch
+    assert [flags(step) for step in (batch[28:], batch[28 + len(steps[0]) :])] == [1, 5]
+
+
+def flags(step: bytes) -> int:
+    (found,) = struct.unpack_from("=H", step, 6)
+    return int(found)
 
 
 def test_all_else_does() -> None:
