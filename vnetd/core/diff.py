@@ -60,7 +60,7 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         return _sorted(found)
     kept = _kept(policy, libvirt)
     staying = tuple(live for live in kept if live.name not in observed.leaving)
-    apart = replace(observed, firewall=None, guard=None, filters=None)
+    apart = replace(observed, firewall=None, guard=None, filters=None, insist=False)
     found += _apart_from_rules(policy, libvirt, staying, apart)
     found += dnsmasq.diff(libvirt, staying, observed)
     chains = libvirts = None
@@ -87,7 +87,7 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
 
 def _sorted(found: list[Drift | Conflict | Wait]) -> Diff:
     return Diff(
-        drift=tuple(item for item in found if isinstance(item, Drift)),
+        drift=tuple(item for item in found if not isinstance(item, Conflict | Wait)),
         conflicts=tuple(item for item in found if isinstance(item, Conflict)),
         waits=tuple(item for item in found if isinstance(item, Wait)),
     )

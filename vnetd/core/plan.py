@@ -21,7 +21,7 @@ from vnetd.core.keep import (
     sysctls,
     taps,
 )
-from vnetd.core.model import Chain, Observed
+from vnetd.core.model import Chain, Observed, Source
 from vnetd.core.policy import Policy
 
 
@@ -51,6 +51,8 @@ def _plan(
         return
     if observed.firewall is not None:
         yield from rules.plan(drift, libvirt, observed.firewall, found.chains, remembered)
+        # A flush makes thousands, and they concern nothing below.
+        drift = tuple(item for item in drift if item.source is not Source.FIREWALL)
     if observed.guard is not None and found.guard is not None:
         yield from guard.plan(drift, found.guard, observed.guard)
     yield from sysctls.plan(drift)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vnetd.core.actions import Action
 from vnetd.core.drift import Conflict, Drift, NetworkDrift
+from vnetd.core.memo import of_the_same
 from vnetd.core.model import (
     FIREWALL_OBJECT,
     Chain,
@@ -140,20 +141,30 @@ def expected(
     """
     if not ruleset.world.is_iptables:
         return None
-    networks = [live for live in _here(kept, ruleset) if iptables.network_rules(live)]
+    networks = tuple(live for live in _here(kept, ruleset) if iptables.network_rules(live))
     if not networks and not lost_chains:
         return {}
     before = None
     if remembered is not None:
-        before = _composed(networks, remembered)
+        before = _before(networks, remembered)
         if not _is_flawed(ruleset, before):
             return before
     as_seen = _composed(networks, ruleset)
     return as_seen if before is None or not _is_flawed(ruleset, as_seen) else before
 
 
+@of_the_same
+def _before(networks: tuple[Definition, ...], remembered: Ruleset) -> dict[Chain, tuple[str, ...]]:
+    return _composed(networks, remembered)
+
+
 def _composed(networks: Sequence[Definition], ruleset: Ruleset) -> dict[Chain, tuple[str, ...]]:
-    return iptables.compose(iptables.order(networks, ruleset))
+    return _compose(tuple(iptables.order(networks, ruleset)))
+
+
+@of_the_same
+def _compose(networks: tuple[Definition, ...]) -> dict[Chain, tuple[str, ...]]:
+    return iptables.compose(networks)
 
 
 def _is_flawed(ruleset: Ruleset, chains: Mapping[Chain, tuple[str, ...]]) -> bool:
@@ -208,16 +219,16 @@ def _iptables(
         return
     parts = {chain: flaws.by_rule() for chain, flaws in found.items()}
     rules = {live.name: own for live in kept if (own := iptables.network_rules(live))}
-    used = {chain for own in rules.values() for chain in own}
+    jumps = {chain: iptables.targets(chain) for chain in iptables.BUILTIN_CHAINS if chain in parts}
+    used = {chain for own in rules.values() for chain in own} if jumps else set()
     for name, own in rules.items():
         for chain, wrong in parts.items():
-            if chain in iptables.BUILTIN_CHAINS:
+            needs = own.get(chain, ())
+            if chain in jumps:
                 # libvirt makes its jumps with the first network; one that leads to an empty chain
                 # is everybody's.
-                targets = iptables.targets(chain)
-                needs = [jump for jump, to in targets.items() if to in own or to not in used]
-            else:
-                needs = list(own.get(chain, ()))
+                targets = jumps[chain].items()
+                needs = tuple(jump for jump, to in targets if to in own or to not in used)
             if hit := repair.flaws_of(needs, wrong):
                 yield RulesDiffer(name, chain, hit)
 
@@ -244,7 +255,9 @@ def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflic
                 yield Conflict(network_object(live.name), wrong if moved else left)
 
 
-def _here(kept: Iterable[Definition], ruleset: Ruleset) -> list[Definition]:
+def _here(kept: Sequence[Definition], ruleset: Ruleset) -> Sequence[Definition]:
+    if not ruleset.elsewhere:
+        return kept
     return [live for live in kept if not _has_moved(live, ruleset)]
 
 

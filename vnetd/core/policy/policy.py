@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli
 
+from vnetd.core.memo import of_the_same
 from vnetd.core.model import Asked, IfName
 from vnetd.core.policy import bridges, networks, retention, values
 from vnetd.core.policy.bridges import BridgePolicy
@@ -60,6 +61,7 @@ class Policy:
         return network in self.networks or self.unlisted is Unlisted.PROTECT
 
     @property
+    @of_the_same
     def asked(self) -> Asked:
         """A port forward to a domain needs its address, a reservation for one its MAC; proxy NDP
         needs the addresses of all guests.

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,13 @@ class Edit:
 
 
 def flaws(observed: Sequence[str], expected: Sequence[str]) -> Flaws:
-    if tuple(observed) == tuple(expected):  # most chains, most of the time
+    return _flaws(tuple(observed), tuple(expected))
+
+
+# Whoever decides about a broken chain asks again.
+@lru_cache(maxsize=64)
+def _flaws(observed: tuple[str, ...], expected: tuple[str, ...]) -> Flaws:
+    if observed == expected:  # most chains, most of the time
         return Flaws()
     rank = {rule: place for place, rule in enumerate(expected)}
     ours = [rule for rule in observed if rule in rank]
