@@ -17,20 +17,18 @@ class Figure:
     cpu_ms: float | None = None
     lost: int | None = None
     sent: int | None = None
+    back: bool = True
+    """False: that long after it the guest was still out."""
 
 
 def summary(figures: Iterable[Figure]) -> Iterator[str]:
     """A line for each contestant: median, least and most, and its ratios to the others."""
-    cases: dict[tuple[int, str], dict[str, list[Figure]]] = {}
-    for figure in figures:
-        of_case = cases.setdefault((figure.networks, figure.case), {})
-        of_case.setdefault(figure.contestant, []).append(figure)
-    for (networks, case), contestants in cases.items():
+    for (networks, case), contestants in _by_case(figures).items():
         yield f"{networks} networks, {case}"
         middle = {name: median(f.ms for f in found) for name, found in contestants.items()}
         for name, found in contestants.items():
-            times = [figure.ms for figure in found]
-            line = f"  {name:16} {middle[name]:9.1f} ms  ({min(times):.1f} to {max(times):.1f})"
+            times = sorted(found, key=lambda figure: figure.ms)
+            line = f"  {name:16} {middle[name]:9.1f} ms  ({_ms(times[0])} to {_ms(times[-1])})"
             cpu = [figure.cpu_ms for figure in found if figure.cpu_ms is not None]
             line += f"  {sum(cpu) / len(cpu):7.0f} ms CPU" if cpu else ""
             others = [
@@ -43,10 +41,7 @@ def summary(figures: Iterable[Figure]) -> Iterator[str]:
 
 def document(told: Sequence[Mapping[str, str]], figures: Sequence[Figure]) -> Iterator[str]:
     """In Markdown: medians and ratios, every figure, and the targets that are missed."""
-    cases: dict[tuple[int, str], dict[str, list[float]]] = {}
-    for figure in figures:
-        of_case = cases.setdefault((figure.networks, figure.case), {})
-        of_case.setdefault(figure.contestant, []).append(figure.ms)
+    cases = _by_case(figures)
     yield "# What a flushed firewall costs\n"
     yield "Written by `./dev bench nat --document`, not by hand.\n"
     for key in told[0]:
@@ -56,15 +51,27 @@ def document(told: Sequence[Mapping[str, str]], figures: Sequence[Figure]) -> It
     yield "|--:|---|---|--:|---|---|"
     verdicts: list[str] = []
     for (networks, case), contestants in cases.items():
-        middle = {name: median(times) for name, times in contestants.items()}
-        for name, times in contestants.items():
+        middle = {name: median(f.ms for f in found) for name, found in contestants.items()}
+        for name, found in contestants.items():
             others = [(other, ms) for other, ms in middle.items() if other != name and ms]
             ratios = ", ".join(f"{middle[name] / ms:.3g} × {other}" for other, ms in others)
-            raw = " ".join(f"{ms:.1f}" for ms in times)
+            raw = ", ".join(_ms(figure) for figure in found)
             yield f"| {networks} | `{case}` | {name} | {middle[name]:.1f} | {ratios} | {raw} |"
         verdicts += _verdicts(networks, case, middle)
     yield "\n## Targets\n"
     yield from verdicts
+
+
+def _by_case(figures: Iterable[Figure]) -> dict[tuple[int, str], dict[str, list[Figure]]]:
+    cases: dict[tuple[int, str], dict[str, list[Figure]]] = {}
+    for figure in figures:
+        of_case = cases.setdefault((figure.networks, figure.case), {})
+        of_case.setdefault(figure.contestant, []).append(figure)
+    return cases
+
+
+def _ms(figure: Figure) -> str:
+    return f"{figure.ms:.1f}" if figure.back else f"not back within {figure.ms / 1000:.0f} s"
 
 
 def _verdicts(networks: int, case: str, middle: Mapping[str, float]) -> Iterator[str]:

@@ -137,22 +137,14 @@ TRUSTED = """<?xml version="1.0"?>
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Hypervisor]:
-    """With firewalld on its bus, and the zones that libvirt brings for it."""
+    """With firewalld on its bus."""
     with Hypervisor() as hypervisor:
-        for path in sorted((FOREIGN / "firewalld").rglob("*.xml")):
-            kind, name = path.parent.name, path.name
-            hypervisor.write(f"/etc/firewalld/{kind}/{name}", path.read_text())
         hypervisor.write("/etc/firewalld/zones/trusted.xml", TRUSTED)
         hypervisor.sh("ip link add br0 type bridge; ip link set br0 up")
-        start_firewalld(hypervisor)
+        hypervisor.start_firewalld()
         hypervisor.start_vnetd(FIVE_NETWORKS)
         hypervisor.wait_for_state("converged")
         yield hypervisor
-
-
-def start_firewalld(box: Hypervisor) -> None:
-    box.spawn("firewalld", "firewalld", "--nofork", "--nopid")
-    box.wait_until(lambda: box.succeeds("firewall-cmd", "--state"), what="firewalld")
 
 
 def zone(box: Hypervisor, bridge: str) -> str:
@@ -202,7 +194,7 @@ def test_firewalld_stops_and_starts_again(box: Hypervisor, guest: str) -> None:
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out without firewalld")
     box.wait_for_state("converged")
     works(box, guest)
-    start_firewalld(box)
+    box.start_firewalld()
     box.wait_until(lambda: zone(box, "vblab") == "libvirt", what="the bridge in its zone")
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out beside firewalld")
     # libvirt takes all its rules out and puts them in again when it hears of firewalld's start

@@ -42,6 +42,7 @@ TRIXIE = CACHE / "trixie"
 BIN = Path(sys.prefix) / "bin"
 
 
+_FIREWALLD = TREE / "tests/cases/foreign/firewalld"
 STATUS_SOCKET = "/run/vnetd-libvirt-status.socket"
 
 
@@ -136,6 +137,13 @@ class Hypervisor(Machine):
             self.write(f"/usr/share/polkit-1/{folder}/org.vnetd1.{name}", text)
         self.spawn("polkit", "/usr/lib/polkit-1/polkitd")
         self.wait_until(lambda: self.owns_name("org.freedesktop.PolicyKit1"))
+
+    def start_firewalld(self) -> None:
+        """With the zones that libvirt brings for it."""
+        for path in sorted(_FIREWALLD.rglob("*.xml")):
+            self.write(f"/etc/firewalld/{path.parent.name}/{path.name}", path.read_text())
+        self.spawn("firewalld", "firewalld", "--nofork", "--nopid")
+        self.wait_until(lambda: self.succeeds("firewall-cmd", "--state"), what="firewalld")
 
     def owns_name(self, name: str) -> bool:
         """Whether somebody has this name on the bus."""
