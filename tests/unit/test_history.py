@@ -70,13 +70,23 @@ def test_pages_have_ids_that_last(path: Path) -> None:
 
 def test_the_oldest_go_by_number_and_by_age(path: Path) -> None:
     history = History(path)
-    history.retention = Retention(records=5, days=30)
-    for record in records(8):
+    history.retention = Retention(records=30, days=30)
+    for record in records(40):
         history.append(record)
-    assert read(history) == records(8)[3:]
+    assert read(history) == records(40)[10:]
     later = replace(RECORD, time="2026-12-24T13:00:00.000Z")
-    history.append(later)
-    assert read(history) == [later]
+    for _ in range(21):
+        history.append(later)
+    assert read(history) == [later] * 21
+
+
+def test_a_clock_that_was_years_ahead_for_a_while_costs_nothing(path: Path) -> None:
+    history = History(path)
+    wrong = replace(RECORD, time="2030-11-24T13:00:00.000Z")
+    told = [*records(10), *[wrong] * 5, *records(10)]
+    for record in told:
+        history.append(record)
+    assert read(history) == told
 
 
 def test_a_kill_loses_no_record(path: Path) -> None:
@@ -102,8 +112,9 @@ def test_a_file_of_the_first_schema_is_read_and_kept_up(path: Path) -> None:
     assert kept(path) == [RECORD]
     history = History(path)
     history.retention = Retention(days=1)
-    history.append(replace(RECORD, time="2026-11-26T12:00:00.000Z"))
-    assert len(read(history)) == 1, "the old one went by its age"
+    for _ in range(21):
+        history.append(replace(RECORD, time="2026-11-26T12:00:00.000Z"))
+    assert len(read(history)) == 21, "the old one went by its age"
 
 
 def test_a_file_of_a_newer_vnetd_is_used_and_left_as_it_is(path: Path) -> None:

@@ -35,6 +35,9 @@ _SCHEMA = (
     """,
 )
 _MOST_WAITING = 1000
+# Age counts back from the record behind so many: a clock that is years ahead for a while, as one
+# without a battery is, must not end all that was before.
+_ALWAYS_KEPT = 20
 _MOST_ID = (1 << 63) - 1
 # Of another program that holds a lock on the file.
 _LOCK_SECONDS = 0.2
@@ -144,7 +147,13 @@ class History:
             self._waiting.popleft()
             oldest = number - self.retention.records
             database.execute("DELETE FROM record WHERE id <= ?", (oldest,))
-            since = datetime.fromisoformat(record.time) - timedelta(days=self.retention.days)
+            self._delete_old(database)
+
+    def _delete_old(self, database: sqlite3.Connection) -> None:
+        query = "SELECT time FROM record ORDER BY id DESC LIMIT 1 OFFSET ?"
+        (time,) = database.execute(query, (_ALWAYS_KEPT,)).fetchone() or (None,)
+        if time is not None:
+            since = datetime.fromisoformat(time) - timedelta(days=self.retention.days)
             text = since.astimezone(UTC).isoformat().replace("+00:00", "Z")
             database.execute("DELETE FROM record WHERE time < ?", (text,))
 
