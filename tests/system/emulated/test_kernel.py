@@ -1,42 +1,13 @@
-"""What needs a kernel of its own. Only with ./dev test --vm: it takes minutes."""
+"""It boots, protects what is there, and has what other kernels lack."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from tests.lab.machine import UPLINK
-from tests.system.host import Host
 from tests.system.vm import Vm
-
-pytestmark = [
-    pytest.mark.skipif("VNETD_VM" not in os.environ, reason="only with ./dev test --vm"),
-    pytest.mark.timeout(1200),
-]
-
-
-@pytest.fixture(scope="module")
-def vm(package: Path) -> Iterator[Vm]:
-    with Host("trixie") as host:
-        host.boot()
-        host.install(package)
-        host.run("virsh", "-q", "net-autostart", "default")
-        host.shut_down()
-        with Vm(host) as machine:
-            yield machine
-
-
-@pytest.fixture
-def box(vm: Vm) -> Vm:
-    """Under this name a failed test shows its logs."""
-    return vm
 
 
 def test_protects_at_boot_and_heals_without_a_packet_lost(box: Vm) -> None:
-    box.wait_until(lambda: box.state() == "converged", seconds=300)
+    box.converge()
     before = box.rules()
     assert "LIBVIRT_PRT" in before
     guest = box.guest("virbr0", "192.168.122.50/24", gateway="192.168.122.1")
@@ -66,7 +37,7 @@ def test_vlans_mac_table_and_bandwidth_of_taps_come_back(box: Vm) -> None:
     for network in (OF_LIBVIRT, OF_HOST):
         box.run("virsh", "net-create", "/dev/stdin", stdin=network)
     box.run("virsh", "create", "/dev/stdin", stdin=GUEST)
-    box.wait_until(lambda: box.state() == "converged", seconds=120)
+    box.converge()
     right = taps(box)
     assert "42 PVID Egress Untagged" in right
     assert "52:54:00:00:09:01 dev vnet0 master vbmt static" in right
