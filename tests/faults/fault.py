@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     """Whoever asks for it gets a clear error, and nothing changes: its script proves it."""
     UNTOUCHED = "nothing to do"
-    """Nobody loses anything, and nothing is written."""
+    """For vnetd: nothing is written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ by `./dev test --faults`, on real libvirtds, under a guest that opens a new flow
 
 Run on {date}, Linux {kernel}, {cpus} CPUs. *Healed* is vnetd's own time from the first notice to
 verified; *told* is how long it took until `vnetctl status` named what must be undone by hand, which
-it then is: that time is in the gap. *Lost* is how many of the guest's new flows failed, *gap* the
-longest time in which none succeeded.
+it then is: that time is in the gap. *Records* is how many the history then has of the network.
+*Lost* is how many of the guest's new flows failed, *gap* the longest time in which none succeeded.
 
 """
 
@@ -34,8 +34,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         mine = {row["id"]: row for row in rows if row["system"] == system}
         for title, faults in GROUPS.items():
             lines += [
-                f"| {title} | outcome | healed | told | lost | gap |",
-                "|---|---|---|---|---|---|",
+                f"| {title} | outcome | healed | told | records | lost | gap |",
+                "|---|---|---|---|---|---|---|",
                 *(_line(mine[fault.id]) for fault in faults if fault.id in mine),
                 "",
             ]
@@ -47,7 +47,8 @@ def _line(row: dict[str, Any]) -> str:
         "" if row[key] is None else f"{row[key]} ms" for key in ("healed_ms", "told_ms")
     )
     lost = f"{row['lost']} of {row['sent']}"
-    return f"| {row['what']} | {row['outcome']} | {healed} | {told} | {lost} | {row['gap_ms']} ms |"
+    words = (row["what"], row["outcome"], healed, told, row["incidents"], lost)
+    return f"| {' | '.join(str(word) for word in words)} | {row['gap_ms']} ms |"
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ FAULTS = (
     Fault("flush-all", "nft flush ruleset", "nft flush ruleset"),
     Fault(
         "flush-all-nftables",
-        "the same with libvirt's nftables backend",
+        "nft flush ruleset, with libvirt's nftables backend",
         "nft flush ruleset",
         host=on_nftables,
         systems=(System.TRIXIE,),
@@ -182,7 +182,7 @@ FAULTS = (
     ),
     Fault(
         "hidden-nftables",
-        "the same with libvirt's nftables backend",
+        "a chain that old flows do not need is flushed, with libvirt's nftables backend",
         "nft flush chain ip libvirt_network guest_input",
         host=on_nftables,
         systems=(System.TRIXIE,),

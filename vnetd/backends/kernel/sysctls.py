@@ -57,13 +57,13 @@ class Sysctls:
 
     def _connections_full(self) -> int | None:
         """Nobody tells when it is over, either."""
-        tracked, most = _read(_TRACKED), _read(_MOST_TRACKED)
-        if tracked is None or most is None or int(tracked) < _FULL * int(most):
+        tracked, most = int(_read(_TRACKED) or 0), int(_read(_MOST_TRACKED) or 0)
+        if not most or tracked < _FULL * most:  # 0 is no limit: nf_conntrack_core.c
             return None
         if self._look_again is None:
             loop = asyncio.get_running_loop()
             self._look_again = loop.call_later(_FULL_SECONDS, self._on_time)
-        return int(most)
+        return most
 
     def _on_time(self) -> None:
         self._look_again = None
