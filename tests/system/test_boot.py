@@ -116,8 +116,9 @@ class Condition:
     """What the policy has at this boot beside the usual."""
     says: tuple[str, ...] = ()
     """Parts of the status while vnetd waits."""
-    end: Callable[[Host], object] | None = None
-    """What ends the wait."""
+    lasts: float = 0.0
+    """So many seconds it is to last, after which comes its end."""
+    end: Callable[[Host], object] = lambda _: None
 
 
 def unit(order: str, command: str, *, kind: str = "oneshot") -> str:
@@ -125,8 +126,7 @@ def unit(order: str, command: str, *, kind: str = "oneshot") -> str:
     return f"[Unit]\n{order}\n{service}ExecStart={command}\n"
 
 
-def plug_late(box: Host) -> None:
-    time.sleep(UPLINK_LATE_SECONDS)  # it is late by so much
+def plug(box: Host) -> None:
     box.plug_uplink()
     box.plug("uplink1", "wan1")
 
@@ -144,7 +144,8 @@ CONDITIONS = [
         uplink=False,
         more=BOUND,
         says=("waits for uplink uplink0: no such link", "waits for uplink uplink1: no such link"),
-        end=plug_late,
+        lasts=UPLINK_LATE_SECONDS,
+        end=plug,
     ),
     Condition(
         "libvirt's bridge was left behind",
@@ -279,10 +280,9 @@ def test_reboot(box: Host, good: list[str], condition: Condition, number: int) -
     with boot_under(box, condition):
         for text in condition.says:
             box.wait_until(partial(says, box, text), what=text)
-        since = 0.0
-        if condition.end:
-            condition.end(box)
-            since = time.monotonic()
+        time.sleep(condition.lasts)
+        since = time.monotonic() if condition.lasts else 0.0
+        condition.end(box)
         took = settle(box, good, condition.more, since)
         if condition.more:
             assert "uplink1" in box.run("ls", "/sys/class/net/brfar/brif")

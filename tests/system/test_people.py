@@ -14,6 +14,8 @@ import pytest
 from tests.long import LONG
 from tests.system.host import Host
 
+pytestmark = pytest.mark.timeout(400)
+
 PASSWORD = "correct horse"
 MANAGER = ("org.vnetd1", "/org/vnetd1", "org.vnetd1.Manager")
 STATE = ("busctl", "--system", "get-property", *MANAGER, "State")
