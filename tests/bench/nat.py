@@ -236,7 +236,7 @@ class Bench:
             self._stop_vnetd()
             policy = self._policy(contestant)
             self._box.write("/etc/vnetd/vnetd.toml", policy)
-            self._box.spawn("vnetd", self._box.tool("vnetd"))
+            self._box.spawn_vnetd()
             self._wait(lambda: self._box.state() == "converged")
             self._box.vnetctl("reconcile")  # what it does after its start is over
             self._running = contestant.policy

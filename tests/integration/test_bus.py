@@ -256,7 +256,7 @@ def test_a_bus_that_refuses_the_name_is_told_once(box: Hypervisor) -> None:
     box.write(conf, policy.replace("<allow own", "<deny own"))
     box.run(*reload, "ReloadConfig")
     said = len(box.log("vnetd"))
-    box.spawn("vnetd", box.tool("vnetd"))
+    box.spawn_vnetd()
     refused = "the bus refuses the name org.vnetd1"
     box.wait_until(lambda: refused in box.log("vnetd")[said:])
     # it goes on trying every second

@@ -92,11 +92,15 @@ def test_drops_of_others_traffic_are_nobodys_business(box: Hypervisor) -> None:
 
 
 def test_legacy_tables_are_seen(box: Hypervisor) -> None:
+    box.kill("vnetd")
+    box.start_vnetd(as_root=True)  # see test_coexist.py
     box.sh("iptables-legacy -P FORWARD DROP")
     assert box.vnetctl("reconcile").returncode == 1
     assert accused(box, "filter FORWARD (iptables-legacy): policy drop")
     box.sh("iptables-legacy -P FORWARD ACCEPT")
     assert box.vnetctl("reconcile").stdout == "converged\n"
+    box.kill("vnetd")
+    box.start_vnetd()
 
 
 def test_a_storm_of_foreign_changes_costs_few_looks(box: Hypervisor) -> None:

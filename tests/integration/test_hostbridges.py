@@ -158,7 +158,7 @@ def test_vnetd_killed_while_it_takes_an_uplink_in(box: Hypervisor) -> None:
     box.wait_until(lambda: "br0" in box.run("ip", "link", "show", "uplink0"))
     box.kill("vnetd", signal.SIGKILL)
     assert facts(box, "uplink0") != before
-    box.spawn("vnetd", box.tool("vnetd"), "--log-level", "debug")
+    box.spawn_vnetd("--log-level", "debug")
     box.wait_until(lambda: facts(box, "uplink0") == before, seconds=8, what="put back")
     box.wait_for_state("degraded")
     assert "vnetd ended" in reasons(box)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.hypervisor import TREE, Hypervisor, LabError
+from tests.lab.hypervisor import OTHERS_MAY_ENTER, TREE, Hypervisor, LabError
+from tests.system import escape
 
 HOLDING = """
 import signal
@@ -21,6 +23,9 @@ with Hypervisor() as box:
     print(box.namespace(), flush=True)
     signal.pause()
 """
+
+# linux/capability.h
+CAP_NET_ADMIN = 12
 
 
 def traces() -> dict[str, object]:
@@ -98,6 +103,27 @@ def test_nothing_stays_behind_when_its_owner_is_killed() -> None:
         owner.kill()
     assert_gone(namespace)
     assert traces() == before
+
+
+def test_vnetd_is_confined_as_its_unit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what systemd's filter of system calls takes: tests/system has that."""
+    if not OTHERS_MAY_ENTER:
+        pytest.skip("only root may enter this tree: here vnetd may read what root may")
+    monkeypatch.setenv("VNETD_LAB_AS_SERVICE", "1")
+    with Hypervisor() as box:
+        box.start_vnetd("")
+        run = ("/usr/bin/python3", str(Path(escape.__file__)))
+        found = json.loads(box.run(*box.as_service(*run)))
+        free = json.loads(box.run(*run))
+        status = box.run("cat", f"/proc/{box.pid('vnetd')}/status")
+    out = {name for name in escape.ATTEMPTS if not found[name]}
+    assert out <= {"make a user namespace", "make a setuid file"}
+    assert {"write /etc", "open a TCP socket", "mount", "make writable code"} <= {
+        name for name in escape.ATTEMPTS if not free[name]
+    }
+    has = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert int(has["CapEff"], 16) == int(has["CapBnd"], 16) == 1 << CAP_NET_ADMIN
+    assert has["Uid"].split()[0] != "0"
 
 
 def test_the_canary_sees_what_happens_to_it() -> None:

@@ -36,14 +36,26 @@ from tests.lab.machine import (
     Machine,
 )
 
-__all__ = ["BIN", "CACHE", "TREE", "TRIXIE", "UPLINK", "WAN", "Hypervisor", "LabError"]
+__all__ = [
+    "BIN",
+    "CACHE",
+    "OTHERS_MAY_ENTER",
+    "TREE",
+    "TRIXIE",
+    "UPLINK",
+    "WAN",
+    "Hypervisor",
+    "LabError",
+]
 
 TRIXIE = CACHE / "trixie"
 BIN = Path(sys.prefix) / "bin"
 
-
+# The service's user has no way into a tree that only root may enter.
+OTHERS_MAY_ENTER = all(
+    path.stat().st_mode & 0o001 for path in (*TREE.parents, TREE, TREE / "vnetd", BIN / "python")
+)
 _FIREWALLD = TREE / "tests/cases/foreign/firewalld"
-STATUS_SOCKET = "/run/vnetd-libvirt-status.socket"
 
 
 class Hypervisor(Machine):
@@ -132,9 +144,10 @@ class Hypervisor(Machine):
         into the group libvirt.
         """
         self.sh("groupadd -f libvirt; usermod -aG libvirt lab-user")
-        for name, folder in (("policy", "actions"), ("rules", "rules.d")):
-            text = (TREE / f"polkit/org.vnetd1.{name}").read_text()
-            self.write(f"/usr/share/polkit-1/{folder}/org.vnetd1.{name}", text)
+        shipped = (("actions", "org.vnetd1.policy"), ("rules.d", "org.vnetd1.rules"))
+        for folder, name in (*shipped, ("rules.d", "vnetd.rules")):
+            text = (TREE / "polkit" / name).read_text()
+            self.write(f"/usr/share/polkit-1/{folder}/{name}", text)
         self.spawn("polkit", "/usr/lib/polkit-1/polkitd")
         self.wait_until(lambda: self.owns_name("org.freedesktop.PolicyKit1"))
 
@@ -177,34 +190,57 @@ class Hypervisor(Machine):
         self.spawn("libvirtd", "libvirtd")
         self.wait_until(lambda: self.succeeds("virsh", "-q", "uri"))
 
-    def start_vnetd(self, policy: str | None = None, *arguments: str) -> None:
+    def start_vnetd(
+        self, policy: str | None = None, *arguments: str, as_root: bool = False
+    ) -> None:
         """The daemon of this tree; returns when it is on the bus and its first pass is over."""
         if policy is not None:
             self.write(POLICY, policy)
-        become = self._become_service() if os.environ.get("VNETD_LAB_AS_SERVICE") else ()
-        self.spawn("vnetd", *become, self.tool("vnetd"), "--log-level", "debug", *arguments)
+        self.spawn_vnetd("--log-level", "debug", *arguments, as_root=as_root)
         first = "vnetd's first pass"
         self.wait_until(lambda: self.state() not in ("", "healing"), seconds=60, what=first)
 
-    def _become_service(self) -> tuple[str, ...]:
-        """vnetd.service's user and capabilities, with what systemd and packages prepare for it."""
-        capabilities = ["net_admin", *(["net_raw"] if self._variant == "legacy" else [])]
-        unit = (TREE / "systemd/vnetd-libvirt-status@.service").read_text()
-        (hand_over,) = re.findall(r"^ExecStart=(.*)", unit, re.MULTILINE)
+    def spawn_vnetd(self, *arguments: str, as_root: bool = False) -> None:
+        """With VNETD_LAB_AS_SERVICE as its unit does, with what systemd and packages prepare for
+        it; as_root: not even then, for which a test needs a reason.
+        """
+        argv = (self.tool("vnetd"), *arguments)
+        if os.environ.get("VNETD_LAB_AS_SERVICE") and not as_root:
+            self._prepare_service()
+            argv = self.as_service(*argv)
+        self.spawn("vnetd", *argv)
+
+    def _prepare_service(self) -> None:
         self.sh("""
-            mkdir -p /run/vnetd
+            mkdir -p /run/vnetd /etc/vnetd
             touch /run/xtables.lock
-            chown -R vnetd:vnetd /run/vnetd /var/lib/vnetd
+            find /run/vnetd /var/lib/vnetd ! -user vnetd -exec chown vnetd:vnetd {} +
             chown root:vnetd /run/xtables.lock
             chmod 660 /run/xtables.lock
         """)
         if "status" not in self._processes:
-            listen = ("systemd-socket-activate", "--accept", "--inetd", f"--listen={STATUS_SOCKET}")
+            (hand_over,) = _settings("vnetd-libvirt-status@.service", "ExecStart")
+            (socket,) = _settings("vnetd-libvirt-status.socket", "ListenStream")
+            listen = ("systemd-socket-activate", "--accept", "--inetd", f"--listen={socket}")
             self.spawn("status", *listen, *hand_over.split())
-            self.wait_until(lambda: self.succeeds("chown", "vnetd", STATUS_SOCKET))
-        have = ",".join(["-all", *(f"+{name}" for name in capabilities)])
-        user = ("setpriv", "--reuid=vnetd", "--regid=vnetd", "--init-groups", "--no-new-privs")
-        return *user, *(f"--{of}={have}" for of in ("inh-caps", "ambient-caps", "bounding-set"))
+            self.wait_until(lambda: self.succeeds("chgrp", "vnetd", socket))
+            self.run("chmod", "660", socket)
+
+    def as_service(self, *argv: str) -> tuple[str, ...]:
+        """How to run this as the unit runs vnetd; see confine.py."""
+        units = ["vnetd.service"]
+        if self._variant == "legacy":
+            units.append("iptables-legacy.conf")
+        capabilities = [name for unit in units for name in _settings(unit, "AmbientCapabilities")]
+        if not OTHERS_MAY_ENTER:
+            capabilities.append("CAP_DAC_READ_SEARCH")
+        have = ["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in capabilities)]
+        sets = (
+            f"--{name}={','.join(have)}" for name in ("inh-caps", "ambient-caps", "bounding-set")
+        )
+        user = ("--reuid=vnetd", "--regid=vnetd", "--init-groups", "--no-new-privs")
+        confine = ("/usr/bin/python3", "-IS", str(LAB / "confine.py"), *units, "--")
+        return *confine, "setpriv", *user, *sets, *argv
 
     def tool(self, name: str) -> str:
         """A program of this tree."""
@@ -257,3 +293,8 @@ class Hypervisor(Machine):
 
     def _module(self, name: str) -> tuple[str, ...]:
         return self.python("-m", name)
+
+
+def _settings(unit: str, name: str) -> list[str]:
+    """The values of all lines of this name in a file of systemd/."""
+    return re.findall(rf"^{name}=(.*)", (TREE / "systemd" / unit).read_text(), re.MULTILINE)
