@@ -113,6 +113,13 @@ def test_nothing_is_wrong_with_what_is_served() -> None:
     assert found(LIBVIRT, SEEN) == [], "a file that cannot be read tells nothing"
 
 
+@pytest.mark.parametrize(("name", "dead"), [("lab", 1), ("`l'a;b`", 1), ('l"ab', 0)])
+def test_a_dnsmasq_whose_pid_nobody_knows_is_not_dead(name: str, dead: int) -> None:
+    seen = replace(Observed(), dnsmasq=frozenset())
+    found = list(dnsmasq.diff(LIBVIRT, [replace(LIVE, name=name)], seen))
+    assert len(found) == dead
+
+
 def test_a_reservation_that_dnsmasq_does_not_know() -> None:
     assert found(LIBVIRT, replace(SEEN, reserved={"lab": frozenset()})) == [
         "its dnsmasq is not told to reserve 10.77.0.20"

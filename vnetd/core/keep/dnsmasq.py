@@ -61,7 +61,7 @@ def diff(
     if alive is None:
         return
     for live in kept:
-        if _has_one(live) and live.name not in alive:
+        if _has_one(live) and live.name not in alive and not _hides_its_pid(live.name):
             yield _dead(live.name, libvirt)
         if live.name in observed.reserved:
             wanted = {host.address for host in live.hosts}
@@ -116,3 +116,10 @@ def _has_one(network: Definition) -> bool:
         and network.addresses
         and (network.dns or network.ranges or network.hosts or network.tftp)
     )
+
+
+def _hides_its_pid(network: str) -> bool:
+    """dnsmasq takes quotes and backslashes in the name of its pid file for its configuration's:
+    where it is then, libvirt does not know either.
+    """
+    return not {'"', "\\"}.isdisjoint(network)
