@@ -93,6 +93,12 @@ class Host:
         self.tap = box.run("virsh", "-q", "domiflist", self.guest).split()[0]
         box.wait_for_state("converged")
 
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """For faults that need what only a box can do with its bus, libvirtd and vnetd."""
+        assert isinstance(self.box, Hypervisor), "a fault for boxes"
+        return self.box
+
     def facts(self) -> dict[str, object]:
         box = self.box
         links = json.loads(box.run("ip", "-d", "-j", "addr", "show"))
@@ -123,9 +129,16 @@ class Host:
         return Usage(files, kib // 1024, sum(ticks) * 10)
 
     def run(self, script: str) -> None:
-        """With vnetctl as a command, and the guest's tap in $TAP."""
+        """With the guest's tap in $TAP, vnetctl as a command, and "fails" before one that must."""
         vnetctl = f'vnetctl() {{ {self.box.tool("vnetctl")} "$@" >/dev/null; }}'
+        vnetctl += '; fails() { if "$@"; then return 1; fi; }'
         self.box.sh(f"TAP={self.tap}; {vnetctl}\n{script}")
+
+    def is_plugged(self) -> bool:
+        return "master vblab" in self.box.run("ip", "link", "show", self.tap)
+
+    def wait_until_said(self, part: str) -> None:
+        self.box.wait_until(lambda: part in self.said(), seconds=30, what=f"{part} is told")
 
     def said(self) -> str:
         """All reasons and drift in vnetd's status."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.catalogue import GROUPS
+from tests.faults.elsewhere import ELSEWHERE
 from tests.faults.test_faults import ROWS
 
 _HEAD = """\
@@ -22,7 +23,8 @@ by `./dev test --faults`, on real libvirtds, under a guest that opens a new flow
 Run on {date}, Linux {kernel}, {cpus} CPUs. *Healed* is vnetd's own time from the first notice to
 verified; *told* is how long it took until `vnetctl status` named what must be undone by hand, which
 it then is: that time is in the gap. *Records* is how many the history then has of the network.
-*Lost* is how many of the guest's new flows failed, *gap* the longest time in which none succeeded.
+*Lost* is how many of the guest's new flows failed, *gap* the longest time in which none succeeded,
+*answer* the longest that vnetd let anybody on the bus wait, while there was a bus.
 
 """
 
@@ -34,12 +36,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         mine = {row["id"]: row for row in rows if row["system"] == system}
         for title, faults in GROUPS.items():
             lines += [
-                f"| {title} | outcome | healed | told | records | lost | gap |",
-                "|---|---|---|---|---|---|---|",
+                f"| {title} | outcome | healed | told | records | lost | gap | answer |",
+                "|---|---|---|---|---|---|---|---|",
                 *(_line(mine[fault.id]) for fault in faults if fault.id in mine),
                 "",
             ]
     return "\n".join(lines)
+
+
+def elsewhere() -> str:
+    lines = ["## Seen in other tests", "", "| fault | test |", "|---|---|"]
+    for file, tests in ELSEWHERE.items():
+        lines += [f"| {what} | {file}::{test} |" for what, test in tests.items()]
+    return "\n".join([*lines, ""])
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -48,7 +57,8 @@ def _line(row: dict[str, Any]) -> str:
     )
     lost = f"{row['lost']} of {row['sent']}"
     words = (row["what"], row["outcome"], healed, told, row["incidents"], lost)
-    return f"| {' | '.join(str(word) for word in words)} | {row['gap_ms']} ms |"
+    times = f"{row['gap_ms']} ms | {row['answer_ms']} ms"
+    return f"| {' | '.join(str(word) for word in words)} | {times} |"
 
 
 def main() -> None:
@@ -61,7 +71,7 @@ def main() -> None:
             kernel=platform.release(),
             cpus=os.cpu_count(),
         )
-        Path(sys.argv[1]).write_text(head + text)
+        Path(sys.argv[1]).write_text(head + text + elsewhere())
 
 
 if __name__ == "__main__":

@@ -56,9 +56,8 @@ def _play(host: Host, fault: Fault) -> None:
     if box.canary is not None:
         box.canary.perch()
     before, processes, records = host.facts(), host.processes(), len(box.history())
-    used = host.usage()
-    told_ms = None
-    with box.probing(host.guest) as outage:
+    used, told_ms, said = host.usage(), None, len(box.log("vnetd"))
+    with box.pinging() as answers, box.probing(host.guest) as outage:
         _do(host, fault.inject)
         if fault.outcome is Outcome.NAMED:
             since = time.monotonic()
@@ -74,7 +73,8 @@ def _play(host: Host, fault: Fault) -> None:
         assert not new
     after = host.processes()
     assert {name for name in after if after[name] != processes[name]} <= set(fault.restarts)
-    assert "Traceback" not in box.log("vnetd")
+    _, traceback, text = box.log("vnetd")[said:].partition("Traceback")
+    assert not traceback, text[:2000]
     now = host.usage()
     assert now.mib < _MOST_MIB
     assert box.pings(host.guest, "198.51.100.2")
@@ -94,6 +94,7 @@ def _play(host: Host, fault: Fault) -> None:
         cpu_ms=now.cpu_ms - used.cpu_ms,
         files=now.files - used.files,
         mib=now.mib,
+        answer_ms=round(answers[0]),
     )
 
 

@@ -1,4 +1,5 @@
-"""A user of the bus who means no good: hostile flood | giant | vanish | churn | fuzz N.
+"""A user of the bus who means no good: hostile flood | giant | vanish | crowd |
+churn | fuzz N.
 
 Ends at SIGTERM, fuzz also after N arguments, and prints what it did.
 
@@ -208,6 +209,22 @@ def vanish(done: Counter[str]) -> Iterator[None]:
         yield
 
 
+def crowd(done: Counter[str]) -> Iterator[None]:
+    """As many connections as the bus lets one user have, and more; all of them ask."""
+    ask = call(names.PEER, "Ping")
+    clients: list[Client] = []
+    while True:
+        try:
+            clients.append(Client())
+            done["connections"] += 1
+        except OSError:
+            done["refused"] += 1
+        for client in clients:
+            client.send(ask)
+            done["calls"] += 1
+        yield
+
+
 def churn(done: Counter[str]) -> Iterator[None]:
     """Matches by the thousand, and signals that look like those of others."""
     client = Client()
@@ -318,8 +335,8 @@ def random_value(signature: str) -> Any:
 def main(kind: str, most: str = "0") -> None:
     random.seed(f"{kind}{most}")
     done: Counter[str] = Counter()
-    work = {"flood": flood, "giant": giant, "vanish": vanish, "churn": churn}
-    steps = fuzz(done, int(most)) if kind == "fuzz" else work[kind](done)
+    work = {f.__name__: f for f in (flood, giant, vanish, crowd, churn)}
+    steps = fuzz(done, int(most) or 1_000_000) if kind == "fuzz" else work[kind](done)
     began = time.monotonic()
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))

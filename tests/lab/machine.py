@@ -341,6 +341,24 @@ class Machine(ABC):
         outage.read(out)
 
     @contextlib.contextmanager
+    def pinging(self) -> Iterator[list[float]]:
+        """Ask vnetd on the bus all the time meanwhile; then the list holds how long the longest
+        answer took, in ms.
+        """
+        longest: list[float] = []
+        argv = self.argv(*self._module("tests.lab.pings"))
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None, "stdout is a pipe"
+            process.stdout.readline()  # it is at work
+            try:
+                yield longest
+            finally:
+                out, _ = process.communicate(timeout=60)  # closing its stdin ends it
+        longest.append(float(out))
+
+    @contextlib.contextmanager
     def talking(self, address: str = WAN) -> Iterator[Callable[[], int]]:
         """One TCP connection of the host to the wan meanwhile; gives how many answers came."""
         talk, port = self._module("tests.lab.talk"), "7001"

@@ -1,6 +1,7 @@
 """How long vnetd takes to answer anybody on the bus: the lag of its event loop, seen from outside.
 
-Pings it every 10 ms until its standard input ends, and prints the longest answer in ms.
+Pings it every 10 ms until its standard input ends, or the bus does, and prints how long the longest
+answer took, in ms.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def main() -> None:
         began = time.monotonic()
         client.send(ping)
         client.sock.setblocking(True)
-        client.sock.recv(4096)  # nobody else sends it anything
+        if not client.sock.recv(4096):  # nobody else sends it anything
+            break
         worst = max(worst, time.monotonic() - began)
         time.sleep(_STEP_SECONDS)
     print(f"{worst * 1000:.1f}")

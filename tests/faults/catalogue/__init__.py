@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from tests.faults.catalogue import (
     addresses,
+    admins,
+    bus,
+    callers,
+    crashes,
     dnsmasq,
     firewall,
     libvirtd,
     links,
+    names,
     policyfile,
+    resources,
 )
 from tests.faults.fault import Fault
 
@@ -18,6 +24,12 @@ GROUPS = {
     "Addresses, routes, forwarding": addresses.FAULTS,
     "dnsmasq": dnsmasq.FAULTS,
     "libvirtd": libvirtd.FAULTS,
+    "The bus": bus.FAULTS,
+    "Hostile callers": callers.FAULTS,
+    "Hostile names": names.FAULTS,
     "Policy file": policyfile.FAULTS,
+    "Disk, rights, time": resources.FAULTS,
+    "vnetd itself": crashes.FAULTS,
+    "Others": admins.FAULTS,
 }
 CATALOGUE: tuple[Fault, ...] = tuple(fault for group in GROUPS.values() for fault in group)

@@ -1,0 +1,166 @@
+"""vnetd dies, fails or hangs in the middle of a repair, or there is more than one."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from functools import partial
+
+from tests.faults.fault import Fault, Outcome
+from tests.faults.host import Host
+from tests.lab.machine import Machine
+
+# Several systems have something to do for it, step by step.
+_DAMAGE = """
+nft flush ruleset
+virsh -q net-destroy lab; virsh -q net-undefine routed
+ip link set vbquiet down; echo 0 >/proc/sys/net/ipv4/ip_forward
+"""
+_KILLS, _SEED = 10, 95
+
+# vnetd, but for what happens in place of its n-th action.
+_UNTIL = """
+import asyncio, os, signal, sys
+from vnetd import daemon
+from vnetd.__main__ import main
+from vnetd.errors import BackendError
+
+number, what = int(sys.argv.pop(1)), sys.argv.pop(1)
+done = 0
+
+def failing(apply):
+    async def step(self, action):
+        global done
+        done += 1
+        if done == number:
+            print("here:", str(action), flush=True)
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise BackendError("tested")
+        await apply(self, action)
+    return step
+
+for kind in {kind for kind in vars(daemon).values() if isinstance(kind, type)}:
+    if hasattr(kind, "apply") and hasattr(kind, "observe"):
+        kind.apply = failing(kind.apply)
+sys.exit(main())
+"""
+
+
+def _is_over(box: Machine, process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None or box.state() not in ("", "healing")
+
+
+def at_each_step(what: str, host: Host) -> None:
+    box, good = host.hypervisor, host.facts()
+    for number in range(1, 100):
+        box.kill("vnetd", signal.SIGKILL)
+        box.sh("rm -f /run/vnetd/vnetd.lock")  # else it would wait with the next start
+        host.run(_DAMAGE)
+        said = len(box.log("vnetd"))
+        step = box.python("-c", _UNTIL, str(number), what)
+        process = box.spawn("vnetd", *step, "--log-level", "debug")
+        box.wait_until(partial(_is_over, box, process), what="the end of it, or of the repair")
+        if process.poll() is not None:
+            box.spawn("vnetd", box.tool("vnetd"), "--log-level", "debug")
+        box.wait_until(
+            lambda: box.state() == "converged" and host.facts() == good,
+            seconds=60,
+            what=f"everything as it was, after step {number}",
+        )
+        if "here:" not in box.log("vnetd")[said:]:
+            assert number > 3, "of a repair of many steps"
+            box.kill("vnetd")
+            box.start_vnetd()
+            return
+    raise AssertionError("it has no end")
+
+
+def killed_at_each_step(host: Host) -> None:
+    at_each_step("kill", host)
+
+
+def failing_at_each_step(host: Host) -> None:
+    at_each_step("error", host)
+
+
+def killed_at_random(host: Host) -> None:
+    box, good, moments = host.hypervisor, host.facts(), random.Random(_SEED)
+    for number in range(_KILLS):
+        host.run(_DAMAGE)
+        time.sleep(moments.uniform(0, 0.5))  # the moment to die at, not a wait
+        box.kill("vnetd", signal.SIGKILL)
+        box.sh("rm -f /run/vnetd/vnetd.lock")
+        box.start_vnetd()
+        box.wait_until(
+            lambda: box.state() == "converged" and host.facts() == good,
+            seconds=60,
+            what=f"everything as it was, after kill {number}",
+        )
+
+
+def stopped_in_a_repair(host: Host) -> None:
+    host.run(_DAMAGE)
+    host.box.wait_for_state("healing")
+    assert host.box.kill("vnetd") == 0
+    host.hypervisor.start_vnetd()
+
+
+def second(host: Host) -> None:
+    done = host.box.attempt(host.box.tool("vnetd"))
+    assert done.returncode == 1
+    assert "already running" in done.stderr
+
+
+def tool_hangs(host: Host) -> None:
+    """It is given half a minute."""
+    host.run("""
+        rm /usr/sbin/iptables-nft-restore
+        printf '#!/bin/sh\\nsleep 1000\\n' >/usr/sbin/iptables-nft-restore
+        chmod +x /usr/sbin/iptables-nft-restore; iptables -t nat -F
+    """)
+    host.box.wait_until(lambda: "no end after" in host.said(), seconds=90, what="it is told")
+
+
+FAULTS = (
+    Fault(
+        "killed-at-each-step",
+        "vnetd is killed at each step of a repair, one by one",
+        killed_at_each_step,
+        restarts=("vnetd",),
+        long=True,
+    ),
+    Fault(
+        "error-at-each-step",
+        "each step of a repair fails once, one by one",
+        failing_at_each_step,
+        restarts=("vnetd",),
+        long=True,
+    ),
+    Fault(
+        "killed-at-random",
+        f"vnetd is killed at {_KILLS} random moments of a repair",
+        killed_at_random,
+        restarts=("vnetd",),
+        long=True,
+    ),
+    Fault(
+        "tool-hangs",
+        "iptables-restore hangs, and the rules are flushed",
+        tool_hangs,
+        Outcome.NAMED,
+        told="no end after",
+        undo="ln -sf xtables-nft-multi /usr/sbin/iptables-nft-restore",
+        long=True,
+    ),
+    Fault(
+        "stopped-in-a-repair",
+        "vnetd is stopped in the middle of a repair, and started again",
+        stopped_in_a_repair,
+        restarts=("vnetd",),
+        long=True,
+    ),
+    Fault("second", "another vnetd is started", second, Outcome.REFUSED, long=True),
+)
