@@ -218,7 +218,7 @@ class Vm(Machine):
         assert self.fact("/org/vnetd1", "Manager", "Firewall") == firewall
 
     def converge(self) -> None:
-        self.wait_until(lambda: self.state() == "converged", seconds=120, what="all is well")
+        self.wait_until(lambda: self.state() == "converged", seconds=300, what="all is well")
 
     def spawn(self, name: str, *argv: str, guest: str | None = None) -> Any:
         """Not a process here: kill() and log() know it by its name."""
