@@ -4,6 +4,7 @@ do and refuse what those refuse; that the real ones do so is for the integration
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_interface
@@ -33,9 +34,10 @@ from vnetd.core.model import (
     Observed,
     Ruleset,
     Source,
+    Tap,
     World,
 )
-from vnetd.core.model.link import Bridge
+from vnetd.core.model.link import Bridge, Port
 from vnetd.core.packets.firewall import Firewall
 from vnetd.core.policy import NetworkPolicy
 from vnetd.core.record import Record
@@ -55,6 +57,11 @@ class FakeHost:
         self.fail: dict[type[Action], str] = {}
         self.unreadable: dict[Source, str] = {}
         self.leaving: set[str] = set()
+        self.taps: tuple[Tap, ...] = ()
+        self.answers, self.starts = asyncio.Event(), asyncio.Event()
+        """Unless set, libvirt holds back its answers, and what comes behind a network's bridge."""
+        self.answers.set()
+        self.starts.set()
         self.world = World.IPTABLES_NFT
         self.backends = [_Backend(self, source) for source in Source]
 
@@ -68,6 +75,8 @@ class FakeHost:
             ranges=policy.ranges,
             hosts=policy.hosts,
             mtu=policy.mtu,
+            mac=policy.mac,
+            stp=policy.stp,
             made_by_vnetd=True,
         )
         live, autostart = (old.live, old.autostart) if old else (None, False)
@@ -89,7 +98,14 @@ class FakeHost:
             addresses = frozenset(live.addresses)
             mtu = live.mtu or 1500
             self.links[live.bridge] = Link(
-                1, live.bridge, "bridge", "", mtu, up=True, bridge=Bridge(), addresses=addresses
+                1,
+                live.bridge,
+                "bridge",
+                live.mac or "",
+                mtu,
+                up=True,
+                bridge=Bridge(),
+                addresses=addresses,
             )
 
     def stop(self, name: str) -> None:
@@ -128,6 +144,10 @@ class FakeHost:
             case RemakeBridge(settings=SetBridge(bridge=bridge)):
                 lives = [network.live for network in self.networks.values() if network.live]
                 self.make_bridge(next(live for live in lives if live.bridge == bridge))
+            case SetBridge(bridge=bridge):
+                self.links[bridge] = replace(self.links[bridge], up=True)
+            case PlugTap(tap=tap, bridge=bridge):
+                self.links[tap] = replace(self.links[tap], master=bridge, port=Port())
             case SetAutostart(network=name, on=on):
                 self.networks[name] = replace(self.networks[name], autostart=on)
             case RemoveNetwork(network=name):
@@ -180,7 +200,9 @@ class _Backend:
             raise BackendError(why)
         match self.source:
             case Source.LIBVIRT:
-                return replace(observed, libvirt=Libvirt("9.0.0", 1, dict(self._host.networks)))
+                await self._host.answers.wait()
+                libvirt = Libvirt("9.0.0", 1, dict(self._host.networks), self._host.taps)
+                return replace(observed, libvirt=libvirt)
             case Source.LINKS:
                 links = {link.name: link for link in self._host.links.values()}
                 return replace(observed, links=links)
@@ -193,6 +215,13 @@ class _Backend:
                 return replace(observed, filters=Firewall())
 
     async def apply(self, action: Action) -> None:
+        if isinstance(action, StartNetwork) and not self._host.starts.is_set():
+            live = self._host.networks[action.network].config
+            assert live is not None
+            assert live.bridge is not None
+            self._host.make_bridge(live)
+            self._host.links[live.bridge] = replace(self._host.links[live.bridge], up=False)
+            await self._host.starts.wait()
         self._host.apply(action)
 
     async def watch(self, poke: Poke) -> None:

@@ -30,8 +30,10 @@ class Recorder(Protocol):
 class _Incident:
     """Drift of one object within one pass."""
 
-    drift: tuple[str, ...]
-    cause: Cause | None
+    drift: tuple[str, ...] = ()
+    cause: Cause | None = None
+    weighed: bool = False
+    """Whether it is one more of the same fight."""
     actions: list[str] = field(default_factory=list)
     error: str = ""
     tried: set[Source] = field(default_factory=set)
@@ -98,21 +100,35 @@ class Incidents:
             if now < self._fights[object_].not_before
         }
 
-    def note(self, found: Diff, causes: Mapping[Source, Cause]) -> None:
+    def note(self, found: Iterable[Drift], causes: Mapping[Source, Cause]) -> None:
         """Open an incident for each object with drift that has none yet in this pass."""
         now = self._clock.monotonic()
-        for object_, items in _by_object(found.drift).items():
+        for object_, items in _by_object(found).items():
             drift = tuple(str(item) for item in items)
-            if object_ in self._of_pass:
-                incident = self._of_pass[object_]
-                incident.drift = tuple(dict.fromkeys((*incident.drift, *drift)))
+            incident = self._note_early(object_, items, causes)
+            if incident.weighed:
                 continue
-            named = [causes.get(item.source) for item in items]
-            cause = next((cause for cause in named if cause is not None), None)
-            self._of_pass[object_] = _Incident(drift, cause)
+            incident.weighed = True
             fight = self._fights.setdefault(object_, Fight())
             if fight.must_wait(drift, now):
-                self._contest(object_, fight, self._of_pass[object_])
+                self._contest(object_, fight, incident)
+
+    def note_early(self, found: Iterable[Drift], causes: Mapping[Source, Cause]) -> None:
+        """The same of a part of the drift, seen before all sources were looked at: who fights
+        vnetd is not to be told by it, for the next time it may be another part.
+        """
+        for object_, items in _by_object(found).items():
+            self._note_early(object_, items, causes)
+
+    def _note_early(
+        self, object_: str, items: Sequence[Drift], causes: Mapping[Source, Cause]
+    ) -> _Incident:
+        incident = self._of_pass.setdefault(object_, _Incident())
+        incident.drift = tuple(dict.fromkeys((*incident.drift, *(str(item) for item in items))))
+        if incident.cause is None:
+            named = [causes.get(item.source) for item in items]
+            incident.cause = next((cause for cause in named if cause is not None), None)
+        return incident
 
     def _contest(self, object_: str, fight: Fight, incident: _Incident) -> None:
         if object_ in self.contested:
@@ -166,7 +182,7 @@ class Incidents:
                 if incident.gave_up:
                     self._record(object_, incident, Outcome.FAILED, ms, incident.error)
                 elif incident.actions:
-                    self._fights[object_].healed(now)
+                    self._fights.setdefault(object_, Fight()).healed(now)
                     took = round(((incident.ended or now) - notice) * 1000)
                     self._record(object_, incident, Outcome.REPAIRED, took)
             elif incident.actions or incident.error:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from vnetd.backends.base import Backend
 from vnetd.core.actions import Action
 from vnetd.core.desired import desired
 from vnetd.core.diff import Diff, diff
-from vnetd.core.model import Definition, Observed, Ruleset, Source, World
+from vnetd.core.drift import Drift
+from vnetd.core.model import Cause, Definition, Observed, Ruleset, Source, World, network_of
 from vnetd.core.pacing import Failure
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
@@ -28,6 +29,8 @@ from vnetd.trigger import Clock, Pokes, Trigger
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 ALL_SOURCES = frozenset(Source)
 # Actions whose result shows only in the next look (a restarted network's taps) need a further
 # round; a plan that comes out the same again made no progress. After a flush libvirt's nftables
@@ -36,6 +39,8 @@ _MOST_ROUNDS = 12
 # libvirt pokes when it answers; but the writer may have been somebody else.
 _REWRITE_SECONDS = 3.0
 _MOST_TRIES = 2
+# Longer than libvirt takes to answer where it is not at work on a network.
+_AT_ONCE_SECONDS = 0.03
 
 
 Progress = Callable[[int, int, str], None]
@@ -81,6 +86,10 @@ class Reconciler:
         self._look_again_at = 0.0
         self._pass_started: float | None = None
         self._resync_at = 0.0
+        self._links_seen = 0
+        """Pokes for links until they were looked at."""
+        self._causes: Mapping[Source, Cause] = {}
+        """Of what the pass under way looks at."""
 
     # -- asked from outside
 
@@ -167,6 +176,7 @@ class Reconciler:
         log.debug("pass: %s", ", ".join(pokes.reasons))
         failed: Counter[Action] = Counter()
         self._incidents.begin()
+        self._causes = pokes.causes
         await self._observe(pokes.sources)
         self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
         self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
@@ -174,7 +184,7 @@ class Reconciler:
         tried: tuple[Action, ...] = ()
         done = 0
         for _ in range(_MOST_ROUNDS):
-            self._incidents.note(found, pokes.causes)
+            self._incidents.note(found.drift, pokes.causes)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
             if not actions or actions == tried or self._stopping.is_set():
                 break
@@ -206,7 +216,7 @@ class Reconciler:
             if source not in wanted:
                 continue
             try:
-                self._observed = await backend.observe(self._observed)
+                await self._observe_with(backend)
                 self._unread.pop(source, None)
                 if source is Source.LIBVIRT and self._running != running:
                     # Of a network that has stopped since the last look at rules, all would seem
@@ -222,16 +232,74 @@ class Reconciler:
         # Last: whatever was seen to be missing, of these it may be libvirt that has removed it.
         self._observed = replace(self._observed, leaving=self._leaving())
 
+    async def _observe_with(self, backend: Backend) -> None:
+        if backend.source is Source.LINKS:
+            self._links_seen = self.trigger.count(Source.LINKS)
+        if backend.source is not Source.LIBVIRT:
+            self._observed = await backend.observe(self._observed)
+            return
+        seen = await self._while_libvirt(backend.observe(self._observed))
+        self._observed = replace(self._observed, libvirt=seen.libvirt)
+
+    async def _while_libvirt(
+        self, work: Coroutine[Any, Any, _T], changing: frozenset[str] = frozenset()
+    ) -> _T:
+        """libvirt answers when it is through with a network, which takes half a second; guests can
+        be on its bridge as soon as there is one. changing: networks that the work itself changes.
+        """
+        if self._pass_started is None:
+            return await work
+        task = asyncio.ensure_future(work)
+        try:
+            if not self._leaving():
+                await asyncio.wait([task], timeout=_AT_ONCE_SECONDS)
+            while not task.done():
+                poked = asyncio.ensure_future(self.trigger.beyond(Source.LINKS, self._links_seen))
+                await asyncio.wait([task, poked], return_when=asyncio.FIRST_COMPLETED)
+                poked.cancel()
+                if not task.done():
+                    await self._mend_links(changing)
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _mend_links(self, changing: frozenset[str]) -> None:
+        """With what is known of libvirt. What fails is left to the pass, which knows more then."""
+        await self._observe([Source.LINKS])
+        observed = replace(self._observed, leaving=self._observed.leaving | changing)
+        found, planned = self._consider(observed, lambda item: item.source is Source.LINKS)
+        for action in planned:
+            backend = self._backend(action)
+            if backend.source is not Source.LINKS or not self._may(action):
+                continue
+            self._incidents.note_early(
+                [x for x in found.drift if x.source is Source.LINKS and x.object in action.objects],
+                self._causes,
+            )
+            log.info("%s (%s)", str(action), action.reason)
+            try:
+                await backend.apply(action)
+            except BackendError as error:
+                log.debug("%s: %s", str(action), error)
+            else:
+                self._incidents.done(action, backend.source)
+
     def _think(self) -> tuple[Diff, tuple[Action, ...]]:
-        policy = desired(self.policy, self._observed.libvirt)
-        found = diff(policy, self._observed, self._remembered)
-        chains = self._remembered.chains if self._remembered else None
         # What could not be looked at may have changed since: it is no ground to do anything.
-        sure = tuple(item for item in found.drift if item.source not in self._unread)
-        actions = plan(policy, self._observed, replace(found, drift=sure), chains)
+        found, actions = self._consider(self._observed, lambda x: x.source not in self._unread)
         if found.rules_stand:
             self._remembered = self._observed.firewall
         return found, actions
+
+    def _consider(
+        self, observed: Observed, is_ground: Callable[[Drift], bool]
+    ) -> tuple[Diff, tuple[Action, ...]]:
+        """What is wrong, and what to do about the part of it that is ground to do something."""
+        policy = desired(self.policy, observed.libvirt)
+        found = diff(policy, observed, self._remembered)
+        chains = self._remembered.chains if self._remembered else None
+        sure = replace(found, drift=tuple(item for item in found.drift if is_ground(item)))
+        return found, plan(policy, observed, sure, chains)
 
     def _may(self, action: Action) -> bool:
         source = self._backend(action).source
@@ -256,7 +324,12 @@ class Reconciler:
             backend = self._backend(action)
             log.info("%s (%s)", str(action), action.reason)
             try:
-                await backend.apply(action)
+                if backend.source is Source.LIBVIRT:
+                    names = (network_of(object_) for object_ in action.objects)
+                    changing = frozenset(name for name in names if name is not None)
+                    await self._while_libvirt(backend.apply(action), changing)
+                else:
+                    await backend.apply(action)
             except BackendError as error:
                 log.warning("%s: %s", str(action), error)
                 failed.append(action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,6 +41,8 @@ class Trigger:
         self._clock = clock
         self._pokes: Pokes | None = None
         self._poked = asyncio.Event()
+        self._counts: Counter[Source] = Counter()
+        self._counted = asyncio.Event()
 
     def poke(
         self,
@@ -49,6 +52,8 @@ class Trigger:
         writing: bool | None = None,
     ) -> None:
         now = self._clock.monotonic()
+        self._counts.update(sources)
+        self._counted.set()
         if self._pokes is None:
             self._pokes = Pokes(first=now)
         self._pokes.sources.update(sources)
@@ -59,6 +64,16 @@ class Trigger:
         if writing is not None:
             self._pokes.writing = now if writing else None
         self._poked.set()
+
+    def count(self, source: Source) -> int:
+        """How often it was poked so far."""
+        return self._counts[source]
+
+    async def beyond(self, source: Source, count: int) -> None:
+        """Until it has been poked more often than that. For one at a time."""
+        while self._counts[source] <= count:
+            self._counted.clear()
+            await self._counted.wait()
 
     async def wait(self, seconds: float) -> Pokes | None:
         """The pokes so far, after the writer has settled; None if there were none in time."""

@@ -24,7 +24,7 @@ from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import RemakeBridge
 from vnetd.core.keep.networks import StartNetwork, UpdateDhcp
 from vnetd.core.keep.rules import RestoreRules
-from vnetd.core.model import Cause, DhcpHost, Source, State
+from vnetd.core.model import Cause, DhcpHost, IfName, Link, Mode, Source, State, Tap
 from vnetd.core.model import World as Firewalls
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
@@ -188,6 +188,96 @@ async def test_nothing_of_a_network_that_is_leaving_comes_back(w: World) -> None
     w.host.leaving.clear()
     assert await w.look() is State.CONVERGED
     assert any("vba" in rule for rules in w.host.chains.values() for rule in rules)
+
+
+async def with_guest(w: World) -> None:
+    """A tap on network a, whose bridge libvirt would know again."""
+    policy = replace(nat("a", 0), mac="52:54:00:00:00:aa", stp=False, mode=Mode.OPEN)
+    w.reconciler.policy = replace(
+        w.reconciler.policy, networks={**w.reconciler.policy.networks, "a": policy}
+    )
+    w.host.taps = (Tap("web", IfName("vnet0"), "a"),)
+    w.host.links["vnet0"] = Link(9, IfName("vnet0"), "tun", "", 1500, up=True)
+    assert await w.look() is State.CONVERGED
+    assert w.host.links["vnet0"].master == "vba"
+    w.host.applied.clear()
+    w.published.records.clear()
+
+
+def unplug(w: World) -> None:
+    w.host.links["vnet0"] = replace(w.host.links["vnet0"], master=None, port=None)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110  the fakes tell nobody
+            await asyncio.sleep(0.001)
+
+
+@world
+async def test_guests_are_on_the_bridge_before_libvirt_is_through_with_the_start(w: World) -> None:
+    await with_guest(w)
+    w.host.stop("a")
+    unplug(w)
+    w.host.starts.clear()
+    starting = asyncio.ensure_future(w.look(cause=CULPRIT))
+    await until(lambda: "vba" in w.host.links)
+    w.reconciler.trigger.poke(Source.LINKS, reason="links changed")
+    await until(lambda: w.host.links["vnet0"].master == "vba")
+    assert w.host.networks["a"].live is None
+    w.host.starts.set()
+    assert await starting is State.CONVERGED
+    (record,) = w.published.records
+    assert record.actions == ("plug tap vnet0 into bridge vba", "start network a")
+    assert record.cause == CULPRIT
+
+
+@world
+async def test_a_network_that_comes_back_goes_on_until_its_bridge_is_deleted(w: World) -> None:
+    await with_guest(w)
+    w.host.answers.clear()
+    w.host.leaving.add("a")
+    w.host.links["vba"] = replace(w.host.links["vba"], up=False)
+    reading = asyncio.ensure_future(w.look())
+    w.reconciler.trigger.poke(Source.LINKS, reason="links changed")
+    await until(lambda: w.host.links["vba"].up)
+    w.host.stop("a")
+    unplug(w)
+    w.host.leaving.clear()
+    w.host.answers.set()
+    assert await reading is State.CONVERGED
+    (record,) = w.published.records
+    assert record.actions == (
+        "set bridge vba up",
+        "start network a",
+        "plug tap vnet0 into bridge vba",
+    )
+
+
+@world
+async def test_links_are_kept_while_libvirt_is_busy_with_another_network(w: World) -> None:
+    await with_guest(w)
+    w.host.answers.clear()
+    reading = asyncio.ensure_future(w.look(Source.LIBVIRT))
+    unplug(w)
+    w.reconciler.trigger.poke(Source.LINKS, reason="links changed")
+    await until(lambda: w.host.links["vnet0"].master == "vba")
+    w.host.answers.set()
+    assert await reading is State.CONVERGED
+    assert [record.outcome for record in w.published.records] == [Outcome.REPAIRED]
+
+
+@world
+async def test_asking_for_a_plan_changes_nothing_while_libvirt_is_busy(w: World) -> None:
+    await with_guest(w)
+    w.host.answers.clear()
+    planning = asyncio.ensure_future(w.reconciler.plan())
+    unplug(w)
+    w.reconciler.trigger.poke(Source.LINKS, reason="links changed")
+    await asyncio.sleep(0.1)
+    assert w.host.applied == []
+    w.host.answers.set()
+    assert [str(action) for action in await planning] == ["plug tap vnet0 into bridge vba"]
 
 
 @world

@@ -10,6 +10,7 @@ from vnetd.core.drift import Conflict, Drift, NetworkDrift, Wait
 from vnetd.core.keep import (
     announce,
     bridges,
+    changing,
     checksums,
     coexist,
     dnsmasq,
@@ -62,6 +63,7 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     staying = tuple(live for live in kept if live.name not in observed.leaving)
     apart = replace(observed, firewall=None, guard=None, filters=None, insist=False)
     found += _apart_from_rules(policy, libvirt, staying, apart)
+    found += changing.diff(policy, libvirt, observed)
     found += dnsmasq.diff(libvirt, staying, observed)
     chains = libvirts = None
     if observed.firewall is not None:
@@ -77,7 +79,8 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         right = observed.firewall
         if any(isinstance(item, rules.RulesDiffer) for item in found):
             right = remembered  # a flush took the exceptions along
-        table = guard.wanted(policy, libvirt, kept, libvirts, right)
+        running = sorted((*kept, *networks.starting(found, libvirt)), key=lambda live: live.name)
+        table = guard.wanted(policy, libvirt, running, libvirts, right)
         found += guard.diff(table, observed.guard)
     if observed.filters is not None:
         firewall = foreign.with_libvirts(observed.filters, libvirts or {})

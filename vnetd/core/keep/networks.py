@@ -283,6 +283,13 @@ def restarted(drift: Iterable[Drift], observed: Observed) -> frozenset[str]:
     )
 
 
+def starting(found: Iterable[object], libvirt: Libvirt) -> tuple[Definition, ...]:
+    """The networks that the plan starts, as they will be."""
+    names = sorted({x.network for x in found if isinstance(x, Stopped | LeftBehind)})
+    configs = [libvirt.networks[name].config for name in names if name in libvirt.networks]
+    return tuple(config for config in configs if config is not None)
+
+
 def plan(drift: Sequence[Drift], policy: Policy, observed: Observed) -> list[Action]:
     """Removing first frees names and subnets; a definition must be right before it is started."""
     actions: list[Action] = []

@@ -155,17 +155,36 @@ def diff(
             continue
         mtu = wanted_of_bridge(libvirt.networks[name], policy.networks.get(name)).get("mtu")
         bridge = links[live.bridge]
-        port = link.port if link.master == live.bridge and link.port else None
-        settings, differences = _compare(tap, link, port, bridge, mtu)
-        if port is None:
-            own = live.mode.has_own_bridge
-            yield Unplugged(name, live.bridge, tap.domain, tap.device, settings, own)
-        elif differences:
-            yield TapDiffers(name, tap.domain, tap.device, differences, settings)
+        if unplugged := _unplugged(live, tap, link, bridge, mtu):
+            yield unplugged
+        else:
+            settings, differences = _compare(tap, link, link.port, bridge, mtu)
+            if differences:
+                yield TapDiffers(name, tap.domain, tap.device, differences, settings)
         if not tap.qdiscs <= link.qdiscs:
             yield Unlimited(name, tap.domain, tap.device)
         if tap.port and tap.port not in libvirt.ports:
             yield Unrecorded(name, live.bridge, tap.domain, tap.device, tap.port, tap.floor)
+
+
+def waiting(
+    policy: Policy, libvirt: Libvirt, network: Definition, links: Mapping[IfName, Link]
+) -> Iterator[Drift]:
+    """For a network that libvirt has not started yet, of which it has made the bridge: what can
+    go there now. STP, VLANs and a MAC table of its own libvirt sets up only after that, and before
+    it sets the bridge up.
+    """
+    bridge = links[network.bridge] if network.bridge else None
+    assert bridge is not None, "libvirt has made it"
+    values = wanted_of_bridge(libvirt.networks[network.name], policy.networks.get(network.name))
+    mtu, plain = values.get("mtu"), values.get("stp") is False and not values["vlan filtering"]
+    for tap in libvirt.taps:
+        link = links.get(tap.device)
+        ready = bridge.up or (plain and not tap.vlans)
+        if tap.network != network.name or link is None or not ready:
+            continue
+        if unplugged := _unplugged(network, tap, link, bridge, mtu):
+            yield unplugged
 
 
 def plan(drift: Iterable[Drift], links: Mapping[IfName, Link]) -> Iterator[Action]:
@@ -208,6 +227,16 @@ def plan(drift: Iterable[Drift], links: Mapping[IfName, Link]) -> Iterator[Actio
                 )
             case _:
                 pass
+
+
+def _unplugged(
+    network: Definition, tap: Tap, link: Link, bridge: Link, mtu: object
+) -> Unplugged | None:
+    if link.master == bridge.name and link.port:
+        return None
+    settings, _ = _compare(tap, link, None, bridge, mtu)
+    own = network.mode.has_own_bridge
+    return Unplugged(network.name, bridge.name, tap.domain, tap.device, settings, own)
 
 
 def _compare(
