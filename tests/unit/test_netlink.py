@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from vnetd.backends import netlink
 from vnetd.backends.netlink import Generation, Generations
 
 
@@ -36,3 +37,14 @@ def test_objects_are_counted_up_to_the_generation_that_ends_them() -> None:
 
 def test_a_cut_message_ends_nothing() -> None:
     assert list(Generations().feed(message(15, 0)[:10])) == []
+
+
+def test_a_setting_is_told_with_the_link_that_it_is_of() -> None:
+    def setting(kind: int, *attributes: bytes) -> bytes:
+        body = bytes([2, 0, 0, 0]) + b"".join(attributes)
+        return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+    forwarding = attribute(2, struct.pack("=i", 0))
+    told = [setting(80, attribute(1, struct.pack("=i", index)), forwarding) for index in (7, -1)]
+    gone = setting(81, attribute(1, struct.pack("=i", 9)))
+    assert list(netlink.netconf(b"".join([*told, gone, setting(80, forwarding)]))) == [7, -1]

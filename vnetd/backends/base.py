@@ -7,6 +7,9 @@ from typing import Protocol
 from vnetd.core.actions import Action
 from vnetd.core.model import Cause, Observed, Source
 
+CHECK_SECONDS = 10.0
+"""How often backends look for changes that the kernel tells nobody of, where a network needs it."""
+
 
 class Poke(Protocol):
     """Says: look again, there. cause: who changed it, if the kernel told.

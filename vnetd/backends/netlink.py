@@ -43,6 +43,10 @@ _ATTRIBUTE = struct.Struct("=HH")
 ERROR, DONE = 2, 3
 _DUMP_INTR = 0x10
 _NEWLINK, _DELLINK, _IFF_UP = 16, 17, 1
+# linux/netconf.h: struct netconfmsg is one byte, then attributes
+_NEWNETCONF, _NETCONFA_IFINDEX = 80, 1
+ALL_LINKS = -1
+"""The index under which the kernel tells of a setting for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,17 @@ def links(data: bytes) -> Iterator[tuple[int, bool]]:
         if kind in (_NEWLINK, _DELLINK) and len(body) >= 16:
             index, flags = struct.unpack_from("=iI", body, 4)
             yield index, kind == _DELLINK or not flags & _IFF_UP
+
+
+def netconf(data: bytes) -> Iterator[int]:
+    """The index of each link of which a setting has changed, or that is new; -2: the default for
+    new ones.
+    """
+    for kind, body in messages(data):
+        if kind == _NEWNETCONF:
+            index = attributes(body[4:]).get(_NETCONFA_IFINDEX, b"")
+            if len(index) == 4:
+                yield struct.unpack("=i", index)[0]
 
 
 def follow_neighbours(events: socket.socket, *, on: bool) -> None:

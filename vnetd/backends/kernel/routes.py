@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from vnetd.backends import netlink
-from vnetd.backends.base import Poke
+from vnetd.backends.base import CHECK_SECONDS, Poke
 from vnetd.backends.kernel import route_messages as messages
 from vnetd.backends.kernel import rtnetlink
 from vnetd.backends.kernel.rtnetlink import Rtnetlink
@@ -25,7 +25,7 @@ from vnetd.core.actions import Action
 from vnetd.core.keep import announce
 from vnetd.core.keep.announce import SetProxy
 from vnetd.core.keep.routes import SetRoute
-from vnetd.core.model import HostAddress, HostRoute, IfName, Observed, Source, Subnet
+from vnetd.core.model import HostAddress, HostRoute, IfName, Observed, Proxy, Source, Subnet
 from vnetd.errors import BackendError
 
 _RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
@@ -49,6 +49,8 @@ class Routes:
         self._guests: dict[int, frozenset[HostAddress]] = {}
         """Of bridges whose guests the uplink's neighbours may ask for, by index."""
         self._rest_until = 0.0
+        self._checking = Rtnetlink()
+        self._proxies: frozenset[Proxy] = frozenset()
 
     async def observe(self, observed: Observed) -> Observed:
         began = time.monotonic()
@@ -56,7 +58,7 @@ class Routes:
         self._gone.clear()
         try:
             routes, self._names = await asyncio.to_thread(self._read, self._subnets)
-            proxies = tuple(messages.proxies(self._rtnetlink.dump_proxies(), _name))
+            self._proxies = _proxies(self._rtnetlink)
             self._listen_for_guests(_bridges(replace(observed, routes=routes)))
         except OSError as error:
             raise BackendError(f"routes: {error}") from error
@@ -69,7 +71,7 @@ class Routes:
             observed,
             routes=routes,
             nameservers=frozenset(_nameservers()),
-            proxies=frozenset(proxies),
+            proxies=self._proxies,
             neighbours={name: self._guests[i] for i in self._guests if (name := _name(i))},
         )
 
@@ -98,12 +100,21 @@ class Routes:
     async def watch(self, poke: Poke) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(netlink.listen(self._events, self._on_data))
+            tasks.create_task(self._check())
             while True:
                 await self._changed.wait()
                 await asyncio.sleep(max(0.0, self._rest_until - time.monotonic()))
                 self._changed.clear()
                 # Another uplink needs other sysctls.
                 poke(self.source, Source.SYSCTLS, reason="routes changed")
+
+    async def _check(self) -> None:
+        """The kernel tells nobody when it is not to answer for a guest any more."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            with suppress(OSError):
+                if self._proxies and _proxies(self._checking) != self._proxies:
+                    self._changed.set()
 
     def _on_data(self, data: bytes | None) -> None:
         if data is None or any(_touches(to, self._subnets) for to in messages.destinations(data)):
@@ -165,6 +176,10 @@ def _bridges(observed: Observed) -> frozenset[int]:
 def _touches(to: Subnet, subnets: Iterable[Subnet]) -> bool:
     """A default route touches all."""
     return any(to.version == subnet.version and to.overlaps(subnet) for subnet in subnets)
+
+
+def _proxies(asked: Rtnetlink) -> frozenset[Proxy]:
+    return frozenset(messages.proxies(asked.dump_proxies(), _name))
 
 
 def _name(index: int) -> IfName | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 from vnetd.backends import netlink
-from vnetd.backends.base import Poke
+from vnetd.backends.base import CHECK_SECONDS, Poke
 from vnetd.backends.kernel.raised import Memory
 from vnetd.core.actions import Action
 from vnetd.core.keep import sysctls
@@ -24,6 +25,8 @@ _FULL_SECONDS = 5.0
 _IPV6_ROUTES = Path("/proc/net/ipv6_route")
 # linux/ipv6_route.h: a default route that a router advertisement made
 _RTF_DEFAULT, _RTF_ADDRCONF = 0x00010000, 0x00040000
+# net/ipv6/addrconf.c sends no netconf message for these.
+_UNTOLD = ("accept_ra", "disable_ipv6")
 
 
 class Sysctls:
@@ -37,6 +40,8 @@ class Sysctls:
         """The value in which each was first found: what had it already, others may rely on."""
         self._poke: Poke | None = None
         self._look_again: asyncio.TimerHandle | None = None
+        self._devices: frozenset[str] = frozenset()
+        self._untold: dict[str, str] = {}
 
     async def observe(self, observed: Observed) -> Observed:
         observed = replace(observed, raised=self._memory.raised)
@@ -44,6 +49,8 @@ class Sysctls:
         names += [f"net/ipv6/conf/{dev}/accept_ra" for dev in _advertised()]
         read = {name: _read(name) for name in names}
         values = {name: value for name, value in read.items() if value is not None}
+        self._devices = frozenset(name.split("/")[3] for name in values if "/conf/" in name)
+        self._untold = {n: value for n, value in values.items() if n.endswith(_UNTOLD)}
         for name, value in values.items():
             self._first.setdefault(name, value)
         changed = [n for n, item in observed.raised.items() if values.get(n) != item.value]
@@ -94,10 +101,26 @@ class Sysctls:
         self._poke = poke
 
         def on_data(data: bytes | None) -> None:
-            lost = data is None
-            poke(self.source, reason="netconf events were lost" if lost else "forwarding changed")
+            if data is None:
+                poke(self.source, reason="netconf events were lost")
+            elif any(self._concerns(index) for index in netlink.netconf(data)):
+                poke(self.source, reason="forwarding changed")
 
-        await netlink.listen(self._events, on_data)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(netlink.listen(self._events, on_data))
+            while True:
+                await asyncio.sleep(CHECK_SECONDS)
+                if any(_read(name) != value for name, value in self._untold.items()):
+                    poke(self.source, reason="sysctls changed")
+
+    def _concerns(self, index: int) -> bool:
+        """Each link that comes up has settings; whether one is a network's, its name tells."""
+        if index < 0:
+            return index == netlink.ALL_LINKS
+        try:
+            return socket.if_indextoname(index) in self._devices
+        except OSError:
+            return False  # it has gone since
 
 
 def _read(name: str) -> str | None:
