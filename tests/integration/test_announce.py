@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.hypervisor import WAN, Hypervisor
+from tests.lab.hypervisor import TRIXIE, WAN, Hypervisor
 from tests.lab.machine import WAN_IPV6
 
 ROUTED = """
@@ -31,9 +31,9 @@ GUEST, LIKE_ON_THE_LAN, GUEST_IPV6 = "198.51.100.228", "198.51.100.229", "2001:d
 UPLINKS, BRIDGES = ("net/ipv4/conf/uplink0/proxy_arp", "net/ipv4/conf/vbcarved/proxy_arp")
 
 
-@pytest.fixture(scope="module")
-def box() -> Iterator[Hypervisor]:
-    with Hypervisor() as hypervisor:
+@pytest.fixture(scope="module", params=["libvirt 9", "libvirt 11"])
+def box(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+    with Hypervisor(root=TRIXIE if request.param == "libvirt 11" else None) as hypervisor:
         hypervisor.start_vnetd(ROUTED + CARVED)
         yield hypervisor
 
@@ -98,6 +98,19 @@ def test_proxy_arp_comes_back(box: Hypervisor, guest: str) -> None:
     actions = {action for record in new for action in record["actions"]}
     assert {f"set sysctl {UPLINKS} to 1", f"set sysctl {BRIDGES} to 1"} <= actions
     assert sysctl(box, "net/ipv4/conf/all/proxy_arp") == "0", "nobody needs that one"
+
+
+def test_what_the_kernel_tells_nobody_of_comes_back(box: Hypervisor, guest: str) -> None:
+    """Within vnetd's own interval, 10 s."""
+    accept_ra = "net/ipv6/conf/vbcarved/accept_ra"
+    box.sh(f"ip -6 neigh del proxy {GUEST_IPV6} dev uplink0; echo 1 >/proc/sys/{accept_ra}")
+    box.wait_until(
+        lambda: f"{GUEST_IPV6} dev uplink0" in box.run("ip", "-6", "neigh", "show", "proxy"),
+        seconds=30,
+        what="an answer for the IPv6 guest",
+    )
+    box.wait_until(lambda: sysctl(box, accept_ra) == "0", seconds=30, what="accept_ra = 0")
+    box.wait_for_state("converged")
 
 
 def test_the_bridges_ipv6_comes_back(box: Hypervisor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.hypervisor import Hypervisor
+from tests.lab.hypervisor import TRIXIE, Hypervisor
 
 ROUTED = """
 [networks.lab]
@@ -23,9 +23,9 @@ routes = [
 """
 
 
-@pytest.fixture(scope="module")
-def box() -> Iterator[Hypervisor]:
-    with Hypervisor() as hypervisor:
+@pytest.fixture(scope="module", params=["libvirt 9", "libvirt 11"])
+def box(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+    with Hypervisor(root=TRIXIE if request.param == "libvirt 11" else None) as hypervisor:
         hypervisor.start_vnetd(ROUTED)
         yield hypervisor
 

@@ -1,4 +1,5 @@
-"""A storm of link events: veths of nobody go up and down, so many times a second for so long.
+"""A storm of link events: veths of nobody go up and down, so many times a second for so long, and
+some appear and are gone, as containers' do.
 
     python -m tests.lab.linkstorm PER_SECOND SECONDS
 
@@ -20,6 +21,8 @@ from pyroute2 import IPRoute
 from vnetd.backends import netlink
 
 _PAIRS = 8
+# Changes of those that stay, until one more comes and goes: deleting takes the kernel its time.
+_PER_CONTAINER = 200
 _NEWLINK, _REQUEST_ACK = 16, 1 | 4
 _IFF_UP = 1
 
@@ -40,6 +43,10 @@ def main(per_second: int, seconds: float) -> None:
                 continue
             _set(asking, indexes[done // 2 % _PAIRS], up=done % 2 == 0)
             done += 1
+            if done % _PER_CONTAINER == 0:
+                name = f"gone{done % 1000}"
+                ipr.link("add", ifname=name, kind="veth", peer=f"enog{done % 1000}")
+                ipr.link("del", ifname=name)
             seen += _count(events)
         took = time.monotonic() - began
         for index in indexes:
