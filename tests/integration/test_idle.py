@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.lab.hypervisor import Hypervisor
+from vnetd.backends.base import CHECK_SECONDS
 
 SECONDS = 20
 LIBVIRTS_KEEPALIVE_SECONDS = 5
@@ -17,7 +18,7 @@ def switches(box: Hypervisor) -> dict[int, int]:
     return {int(line.split("/")[4]): int(line.split()[-1]) for line in lines}
 
 
-def test_only_libvirts_keepalive_wakes_an_idle_vnetd(box: Hypervisor) -> None:
+def test_next_to_nothing_wakes_an_idle_vnetd(box: Hypervisor) -> None:
     box.wait_until_quiet("vnetd", seconds=5.0)
     main = box.pid("vnetd")
     before = switches(box)
@@ -25,7 +26,8 @@ def test_only_libvirts_keepalive_wakes_an_idle_vnetd(box: Hypervisor) -> None:
     after = switches(box)
     assert after.keys() == before.keys(), "threads came or went"
     woken = {thread: after[thread] - before[thread] for thread in after}
-    assert woken.pop(main) == 0
+    # a look at what the kernel tells nobody of: these networks have IPv6
+    assert woken.pop(main) <= 1 + SECONDS / CHECK_SECONDS
     # libvirtd asks its clients whether they live; libvirt's own thread answers
     busy = [count for count in woken.values() if count]
     assert len(busy) <= 1

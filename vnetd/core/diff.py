@@ -74,17 +74,22 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
         found += rules.diff(libvirt, staying, observed.firewall, chains)
         if not any(isinstance(item, rules.RulesDiffer | rules.RulesLost) for item in found):
             found += checksums.diff(staying, observed.links or {})
+    starting = networks.starting(found, libvirt)
     table = None
     if observed.guard is not None:
         right = observed.firewall
         if any(isinstance(item, rules.RulesDiffer) for item in found):
             right = remembered  # a flush took the exceptions along
-        running = sorted((*kept, *networks.starting(found, libvirt)), key=lambda live: live.name)
+        running = sorted((*kept, *starting), key=lambda live: live.name)
         table = guard.wanted(policy, libvirt, running, libvirts, right)
         found += guard.diff(table, observed.guard)
     if observed.filters is not None:
         firewall = foreign.with_libvirts(observed.filters, libvirts or {})
-        found += coexist.diff(policy.coexist, kept, firewall)
+        back_soon = {network.name for network in starting}
+        for item in coexist.diff(policy.coexist, kept, firewall):
+            # Its guests may be on the bridge before libvirt is through with the start.
+            if not (isinstance(item, NetworkDrift) and item.network in back_soon):
+                found.append(item)
     return replace(_sorted(found), chains=chains, guard=table)
 
 

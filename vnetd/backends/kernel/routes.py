@@ -51,6 +51,8 @@ class Routes:
         self._rest_until = 0.0
         self._checking = Rtnetlink()
         self._proxies: frozenset[Proxy] = frozenset()
+        self._answers = asyncio.Event()
+        """The kernel does, for guests."""
 
     async def observe(self, observed: Observed) -> Observed:
         began = time.monotonic()
@@ -59,6 +61,10 @@ class Routes:
         try:
             routes, self._names = await asyncio.to_thread(self._read, self._subnets)
             self._proxies = _proxies(self._rtnetlink)
+            if self._proxies:
+                self._answers.set()
+            else:
+                self._answers.clear()
             self._listen_for_guests(_bridges(replace(observed, routes=routes)))
         except OSError as error:
             raise BackendError(f"routes: {error}") from error
@@ -111,9 +117,10 @@ class Routes:
     async def _check(self) -> None:
         """The kernel tells nobody when it is not to answer for a guest any more."""
         while True:
+            await self._answers.wait()
             await asyncio.sleep(CHECK_SECONDS)
             with suppress(OSError):
-                if self._proxies and _proxies(self._checking) != self._proxies:
+                if _proxies(self._checking) != self._proxies:
                     self._changed.set()
 
     def _on_data(self, data: bytes | None) -> None:

@@ -42,6 +42,7 @@ class Sysctls:
         self._look_again: asyncio.TimerHandle | None = None
         self._devices: frozenset[str] = frozenset()
         self._untold: dict[str, str] = {}
+        self._is_untold = asyncio.Event()
 
     async def observe(self, observed: Observed) -> Observed:
         observed = replace(observed, raised=self._memory.raised)
@@ -51,6 +52,10 @@ class Sysctls:
         values = {name: value for name, value in read.items() if value is not None}
         self._devices = frozenset(name.split("/")[3] for name in values if "/conf/" in name)
         self._untold = {n: value for n, value in values.items() if n.endswith(_UNTOLD)}
+        if self._untold:
+            self._is_untold.set()
+        else:
+            self._is_untold.clear()
         for name, value in values.items():
             self._first.setdefault(name, value)
         changed = [n for n, item in observed.raised.items() if values.get(n) != item.value]
@@ -109,6 +114,7 @@ class Sysctls:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(netlink.listen(self._events, on_data))
             while True:
+                await self._is_untold.wait()
                 await asyncio.sleep(CHECK_SECONDS)
                 if any(_read(name) != value for name, value in self._untold.items()):
                     poke(self.source, reason="sysctls changed")
