@@ -1,5 +1,5 @@
 """The classic set-up: guests have a part of the LAN's own prefix, and nobody there knows a route.
-The box's uplink is the LAN, and the host "wan" a neighbour on it.
+The box's uplink is the LAN, and the host "wan" a neighbour on it. The long form has both libvirts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab.hypervisor import TRIXIE, WAN, Hypervisor
 from tests.lab.machine import WAN_IPV6
+from tests.long import LONG
 
 ROUTED = """
 [networks.routed]
@@ -31,7 +32,7 @@ GUEST, LIKE_ON_THE_LAN, GUEST_IPV6 = "198.51.100.228", "198.51.100.229", "2001:d
 UPLINKS, BRIDGES = ("net/ipv4/conf/uplink0/proxy_arp", "net/ipv4/conf/vbcarved/proxy_arp")
 
 
-@pytest.fixture(scope="module", params=["libvirt 9", "libvirt 11"])
+@pytest.fixture(scope="module", params=["libvirt 11", *(["libvirt 9"] if LONG else [])])
 def box(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
     with Hypervisor(root=TRIXIE if request.param == "libvirt 11" else None) as hypervisor:
         hypervisor.start_vnetd(ROUTED + CARVED)

@@ -1,4 +1,6 @@
-"""Ways to guests beyond the bridge: networks' own routes, and subnets that others have."""
+"""Ways to guests beyond the bridge: networks' own routes, and subnets that others have. The
+long form has both libvirts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lab.hypervisor import TRIXIE, Hypervisor
+from tests.long import LONG
 
 ROUTED = """
 [networks.lab]
@@ -23,7 +26,7 @@ routes = [
 """
 
 
-@pytest.fixture(scope="module", params=["libvirt 9", "libvirt 11"])
+@pytest.fixture(scope="module", params=["libvirt 9", *(["libvirt 11"] if LONG else [])])
 def box(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
     with Hypervisor(root=TRIXIE if request.param == "libvirt 11" else None) as hypervisor:
         hypervisor.start_vnetd(ROUTED)
