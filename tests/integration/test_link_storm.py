@@ -34,7 +34,9 @@ def cpu_seconds(box: Hypervisor) -> float:
 
 
 def passes(box: Hypervisor) -> list[str]:
-    return [line for line in box.log("vnetd").splitlines() if "pass: " in line]
+    """That events about links and their settings have led to."""
+    lines = [line for line in box.log("vnetd").splitlines() if "pass: " in line]
+    return [line for line in lines if "links" in line or "forwarding" in line]
 
 
 def dropped(box: Hypervisor) -> int:
@@ -86,7 +88,7 @@ def test_a_storm_of_foreign_links_hides_no_fault_and_costs_no_pass(box: Hypervis
         f"{len(needless)} passes and {cost:.2f} s of CPU before it; "
         f"RSS {before['KiB']} KiB before, {kib} KiB after"
     )
-    assert storm["events"] > PER_SECOND
+    assert storm["events"] > (PER_SECOND if LONG else 0), "what a busy machine leaves of it"
     assert seconds < 1
     assert after < 1, "a backlog of events holds it up"
     assert kib - before["KiB"] < 4096

@@ -22,7 +22,7 @@ from vnetd.backends import netlink
 
 _PAIRS = 8
 # Changes of those that stay, until one more comes and goes: deleting takes the kernel its time.
-_PER_CONTAINER = 200
+_PER_CONTAINER = 2000
 _NEWLINK, _REQUEST_ACK = 16, 1 | 4
 _IFF_UP = 1
 
