@@ -114,16 +114,6 @@ def second(host: Host) -> None:
     assert "already running" in done.stderr
 
 
-def tool_hangs(host: Host) -> None:
-    """It is given half a minute."""
-    host.run("""
-        rm /usr/sbin/iptables-nft-restore
-        printf '#!/bin/sh\\nsleep 1000\\n' >/usr/sbin/iptables-nft-restore
-        chmod +x /usr/sbin/iptables-nft-restore; iptables -t nat -F
-    """)
-    host.box.wait_until(lambda: "no end after" in host.said(), seconds=90, what="it is told")
-
-
 FAULTS = (
     Fault(
         "killed-at-each-step",
@@ -144,15 +134,6 @@ FAULTS = (
         f"vnetd is killed at {_KILLS} random moments of a repair",
         killed_at_random,
         restarts=("vnetd",),
-        long=True,
-    ),
-    Fault(
-        "tool-hangs",
-        "iptables-restore hangs, and the rules are flushed",
-        tool_hangs,
-        Outcome.NAMED,
-        told="no end after",
-        undo="ln -sf xtables-nft-multi /usr/sbin/iptables-nft-restore",
         long=True,
     ),
     Fault(
