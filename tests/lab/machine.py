@@ -230,7 +230,8 @@ class Machine(ABC):
 
     def _seen_by_monitor(self) -> bool:
         self.sh("nft add table inet box; nft delete table inet box")
-        return "delete table inet box" in self.log("nft-monitor")
+        _, deleted, rest = self.log("nft-monitor").rpartition("delete table inet box")
+        return bool(deleted) and "generation" in rest  # which is told last
 
     # -- guests
 
