@@ -54,7 +54,8 @@ class FakeHost:
         self.links: dict[str, Link] = {}
         self.chains: dict[Chain, list[str]] = {}
         self.applied: list[Action] = []
-        self.fail: dict[type[Action], str] = {}
+        self.fail: dict[type[Action], str | BackendError] = {}
+        self.refused: list[Action] = []
         self.unreadable: dict[Source, str] = {}
         self.leaving: set[str] = set()
         self.taps: tuple[Tap, ...] = ()
@@ -131,7 +132,8 @@ class FakeHost:
         if why := self.fail.get(type(action)):
             if isinstance(action, UpdateDhcp):
                 self.remove_rules(action.network)  # libvirt begins so, and ends there if it fails
-            raise BackendError(why)
+            self.refused.append(action)
+            raise BackendError(why) if isinstance(why, str) else why
         self.applied.append(action)
         match action:
             case DefineNetwork(policy=policy):

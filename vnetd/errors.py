@@ -22,6 +22,10 @@ class NotConnected(BackendError):
     """The system is not there at the moment; its watcher brings it back."""
 
 
+class Hangs(BackendError):
+    """Nothing came of it in all the time that it was given; the next try will cost as much."""
+
+
 class Busy(BackendError):
     """The system lives, but is at work on something else; its watcher tells when it is through."""
 

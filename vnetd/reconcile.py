@@ -23,7 +23,7 @@ from vnetd.core.pacing import Failure
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
 from vnetd.core.status import Circumstances, Status, status
-from vnetd.errors import BackendError, Busy, NotConnected
+from vnetd.errors import BackendError, Busy, Hangs, NotConnected
 from vnetd.incidents import Incidents, Recorder
 from vnetd.trigger import Clock, Pokes, Trigger
 
@@ -80,6 +80,8 @@ class Reconciler:
         self._end_of_pause = ""
         self._troubles: dict[str, tuple[str, ...]] = {}
         self._unread: dict[Source, Failure] = {}
+        self._hung: dict[Source, Hangs] = {}
+        """Systems that this pass gives no further try, for everything else waits meanwhile."""
         self._incidents = Incidents(publisher, clock)
         self._rewriting = False
         """libvirt, which does not answer, writes rules: at its start it takes all out and in."""
@@ -176,6 +178,7 @@ class Reconciler:
         log.debug("pass: %s", ", ".join(pokes.reasons))
         failed: Counter[Action] = Counter()
         self._incidents.begin()
+        self._hung.clear()
         self._causes = pokes.causes
         await self._observe(pokes.sources)
         self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
@@ -324,6 +327,8 @@ class Reconciler:
             backend = self._backend(action)
             log.info("%s (%s)", str(action), action.reason)
             try:
+                if hung := self._hung.get(backend.source):
+                    raise hung
                 if backend.source is Source.LIBVIRT:
                     names = (network_of(object_) for object_ in action.objects)
                     changing = frozenset(name for name in names if name is not None)
@@ -333,6 +338,8 @@ class Reconciler:
             except BackendError as error:
                 log.warning("%s: %s", str(action), error)
                 failed.append(action)
+                if isinstance(error, Hangs):
+                    self._hung[backend.source] = error
                 self._incidents.refused(action, backend.source, str(error))
             else:
                 self._incidents.done(action, backend.source)

@@ -28,6 +28,7 @@ from vnetd.core.model import Cause, DhcpHost, IfName, Link, Mode, Source, State,
 from vnetd.core.model import World as Firewalls
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
+from vnetd.errors import Hangs
 from vnetd.reconcile import Reconciler
 from vnetd.trigger import Clock, Pokes, Trigger
 
@@ -129,6 +130,20 @@ async def test_one_failure_does_not_stop_the_others(w: World) -> None:
     await w.look()
     outcomes = {record.object: record.outcome for record in w.published.records}
     assert outcomes == {"network/a": Outcome.FAILED, "network/b": Outcome.REPAIRED}
+
+
+@world
+async def test_what_hangs_is_not_tried_again_for_the_next(w: World) -> None:
+    w.host.stop("a")
+    w.host.stop("b")
+    w.host.fail[StartNetwork] = Hangs("no end")
+    await w.look()
+    assert len(w.host.refused) == 1
+    failed = {(record.object, record.actions) for record in w.published.records}
+    assert failed == {("network/a", ("no end",)), ("network/b", ("no end",))}
+    w.host.fail.clear()
+    w.now += 60
+    assert await w.look() is State.CONVERGED
 
 
 @world

@@ -270,6 +270,16 @@ FAULTS = (
         undo="umount /usr/sbin/xtables-nft-multi",
     ),
     Fault(
+        "tool-hangs",
+        "iptables never ends, and rules are deleted",
+        "printf '#!/bin/sh\\nexec sleep 600\\n' >/run/box/hang; chmod +x /run/box/hang; "
+        f"mount --bind /run/box/hang /usr/sbin/xtables-nft-multi; {_MASQUERADES}",
+        Outcome.NAMED,
+        told="no end after",
+        undo="umount /usr/sbin/xtables-nft-multi",
+        long=True,
+    ),
+    Fault(
         "no-nft",
         "nft does not run, and rules are deleted, with libvirt's nftables backend",
         "cp /usr/sbin/nft /run/box/nft; mount --bind /bin/false /usr/sbin/nft; "
