@@ -109,6 +109,8 @@ class Incidents:
             if incident.weighed:
                 continue
             incident.weighed = True
+            # First what made the rest: a network that is stopped before its bridge that is down.
+            incident.drift = tuple(dict.fromkeys((*drift, *incident.drift)))
             fight = self._fights.setdefault(object_, Fight())
             if fight.must_wait(drift, now):
                 self._contest(object_, fight, incident)

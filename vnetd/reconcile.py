@@ -90,6 +90,8 @@ class Reconciler:
         self._resync_at = 0.0
         self._links_seen = 0
         """Pokes for links until they were looked at."""
+        self._changing: frozenset[str] = frozenset()
+        """Networks that vnetd has changed since libvirt was looked at: they are not as known."""
         self._causes: Mapping[Source, Cause] = {}
         """Of what the pass under way looks at."""
 
@@ -233,7 +235,7 @@ class Reconciler:
                 if not isinstance(error, NotConnected | Busy):  # its watcher pokes when it is back
                     failure.again(str(error), self._clock.monotonic())
         # Last: whatever was seen to be missing, of these it may be libvirt that has removed it.
-        self._observed = replace(self._observed, leaving=self._leaving())
+        self._observed = replace(self._observed, leaving=self._leaving() | self._changing)
 
     async def _observe_with(self, backend: Backend) -> None:
         if backend.source is Source.LINKS:
@@ -243,12 +245,11 @@ class Reconciler:
             return
         seen = await self._while_libvirt(backend.observe(self._observed))
         self._observed = replace(self._observed, libvirt=seen.libvirt)
+        self._changing = frozenset()
 
-    async def _while_libvirt(
-        self, work: Coroutine[Any, Any, _T], changing: frozenset[str] = frozenset()
-    ) -> _T:
+    async def _while_libvirt(self, work: Coroutine[Any, Any, _T]) -> _T:
         """libvirt answers when it is through with a network, which takes half a second; guests can
-        be on its bridge as soon as there is one. changing: networks that the work itself changes.
+        be on its bridge as soon as there is one.
         """
         if self._pass_started is None:
             return await work
@@ -261,20 +262,23 @@ class Reconciler:
                 await asyncio.wait([task, poked], return_when=asyncio.FIRST_COMPLETED)
                 poked.cancel()
                 if not task.done():
-                    await self._mend_links(changing)
+                    await self._mend_links(task.done)
             return task.result()
         finally:
             task.cancel()
 
-    async def _mend_links(self, changing: frozenset[str]) -> None:
+    async def _mend_links(self, is_answered: Callable[[], bool]) -> None:
         """With what is known of libvirt. What fails is left to the pass, which knows more then."""
         await self._observe([Source.LINKS])
-        observed = replace(self._observed, leaving=self._observed.leaving | changing)
-        found, planned = self._consider(observed, lambda item: item.source is Source.LINKS)
+        if is_answered():
+            return  # which networks are leaving was said of the answer, and not of what is known
+        found, planned = self._consider(self._observed, lambda item: item.source is Source.LINKS)
         for action in planned:
             backend = self._backend(action)
             if backend.source is not Source.LINKS or not self._may(action):
                 continue
+            if is_answered():
+                return
             self._incidents.note_early(
                 [x for x in found.drift if x.source is Source.LINKS and x.object in action.objects],
                 self._causes,
@@ -331,8 +335,8 @@ class Reconciler:
                     raise hung
                 if backend.source is Source.LIBVIRT:
                     names = (network_of(object_) for object_ in action.objects)
-                    changing = frozenset(name for name in names if name is not None)
-                    await self._while_libvirt(backend.apply(action), changing)
+                    self._changing |= {name for name in names if name is not None}
+                    await self._while_libvirt(backend.apply(action))
                 else:
                     await backend.apply(action)
             except BackendError as error:

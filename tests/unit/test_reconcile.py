@@ -24,7 +24,7 @@ from vnetd.core.actions import Action
 from vnetd.core.keep.bridges import RemakeBridge
 from vnetd.core.keep.networks import StartNetwork, UpdateDhcp
 from vnetd.core.keep.rules import RestoreRules
-from vnetd.core.model import Cause, DhcpHost, IfName, Link, Mode, Source, State, Tap
+from vnetd.core.model import Cause, DhcpHost, IfName, Link, Mode, Observed, Source, State, Tap
 from vnetd.core.model import World as Firewalls
 from vnetd.core.policy import Policy
 from vnetd.core.record import Outcome
@@ -267,6 +267,30 @@ async def test_a_network_that_comes_back_goes_on_until_its_bridge_is_deleted(w: 
         "start network a",
         "plug tap vnet0 into bridge vba",
     )
+
+
+@world
+async def test_an_answer_that_comes_during_a_look_at_links_is_heeded(w: World) -> None:
+    await with_guest(w)
+    (links,) = [b for b in w.host.backends if b.source is Source.LINKS]
+    looking = links.observe
+
+    async def observe(observed: Observed) -> Observed:
+        seen = await looking(observed)
+        w.host.leaving.clear()
+        w.host.answers.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return seen
+
+    w.host.answers.clear()
+    reading = asyncio.ensure_future(w.look(Source.LIBVIRT))
+    w.host.stop("a")
+    w.host.leaving.add("a")
+    links.observe = observe  # type: ignore[method-assign]
+    w.reconciler.trigger.poke(Source.LINKS, reason="links changed")
+    assert await reading is State.CONVERGED
+    assert not any("make bridge" in str(action) for action in w.host.applied)
 
 
 @world

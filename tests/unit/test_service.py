@@ -140,7 +140,7 @@ def test_arguments_of_all_kinds_get_an_answer_that_helps() -> None:
             assert ERRORS.fullmatch(answer.error_name), (answer.error_name, answer.body)
             assert not PYTHON.search(answer.body[0]), answer.body
     assert sum(seen.values()) == CALLS
-    assert seen["result"] > 100
+    assert seen["result"] > 40
     assert len(seen) > 8
     assert all(0 < seconds <= 31536000 for seconds in operations.paused)
 

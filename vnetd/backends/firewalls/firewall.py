@@ -255,7 +255,8 @@ class Firewall:
             self._libvirt_wrote_at = time.monotonic()
             self._libvirt_wrote.set()
             # libvirt says what it did only when it is through: ask it again as well.
-            poke(self.source, Source.LIBVIRT, reason=reason, cause=cause, writing=True)
+            poke(self.source, reason=reason, cause=cause, writing=True)
+            poke(Source.LIBVIRT, reason=reason, writing=True)
         else:
             if generation.tables & _LIBVIRT_TABLES:
                 self._others_wrote = True
