@@ -25,6 +25,12 @@ ELSEWHERE = {
     },
     "integration/test_hostbridges.py": {
         "another tool leads a host bridge": "test_nothing_is_written_where_another_tool_leads",
+        "an uplink comes late": "test_late_uplink_completes_the_bridge",
+    },
+    "integration/test_link_storm.py": {
+        "2,000 link events a second": (
+            "test_a_storm_of_foreign_links_hides_no_fault_and_costs_no_pass"
+        ),
     },
     "system/test_sandbox.py": {
         "libvirt's polkit driver lets vnetd do little": (
@@ -37,6 +43,12 @@ ELSEWHERE = {
     "system/test_boot.py": {
         "reboots": "test_reboot",
         "power cuts": "test_power_cut_in_the_middle_of_an_apply",
+        "boots with libvirtd masked, uplinks late, ports taken, rules flushed": "test_reboot",
+        "a first boot without a policy": "test_a_boot_without_a_policy_leaves_all_to_libvirt",
+    },
+    "system/emulated/test_time.py": {
+        "the clock is set by years": "test_a_clock_that_is_set_costs_one_line_and_one_look",
+        "the whole machine stands still": "test_a_machine_that_stood_still_goes_on",
     },
 }
 """File in tests/ → fault → test."""

@@ -30,6 +30,7 @@ class Fault:
     heals_itself: libvirt does it, if it is faster than vnetd.
     restarts: which of Host.processes are not the same afterwards.
     long: CI has no time for it, or sees it in another test.
+    seconds: after so many a test of it hangs.
     """
 
     id: str
@@ -44,3 +45,4 @@ class Fault:
     systems: tuple[System, ...] = tuple(System)
     restarts: tuple[str, ...] = ()
     long: bool = False
+    seconds: float = 300

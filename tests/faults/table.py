@@ -20,11 +20,12 @@ _HEAD = """\
 What breaks guests' networks while libvirt says that all is well, and what vnetd makes of it. Made
 by `./dev test --faults`, on real libvirtds, under a guest that opens a new flow every 2 ms.
 
-Run on {date}, Linux {kernel}, {cpus} CPUs. *Healed* is vnetd's own time from the first notice to
-verified; *told* is how long it took until `vnetctl status` named what must be undone by hand, which
-it then is: that time is in the gap. *Records* is how many the history then has of the network.
-*Lost* is how many of the guest's new flows failed, *gap* the longest time in which none succeeded,
-*answer* the longest that vnetd let anybody on the bus wait, while there was a bus.
+Run on {date}, Linux {kernel}, {cpus} CPUs, two hosts at a time, under a load average of {load}.
+*Healed* is vnetd's own time from the first notice to verified; *told* is how long it took until
+`vnetctl status` named what must be undone by hand, which it then is: that time is in the gap.
+*Records* is how many the history then has of the network. *Lost* is how many of the guest's new
+flows failed, *gap* the longest time in which none succeeded, *answer* the longest that vnetd let
+anybody on the bus wait, while there was a bus.
 
 """
 
@@ -66,10 +67,12 @@ def main() -> None:
     text = table(rows)
     print(text)
     if len(sys.argv) > 1:
+        loads = [row["load"] for row in rows]
         head = _HEAD.format(
             date=f"{datetime.now(UTC):%Y-%m-%d}",
             kernel=platform.release(),
             cpus=os.cpu_count(),
+            load=f"{min(loads):.1f} to {max(loads):.1f}",
         )
         Path(sys.argv[1]).write_text(head + text + elsewhere())
 

@@ -7,6 +7,7 @@ of them, and guest, libvirtd and vnetd are the same processes.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -39,10 +40,14 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
         yield found
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("hosts", "fault"),
-    [pytest.param(*row, id=f"{row[1].id}-{row[0]}") for row in _FAULTS],
+    [
+        pytest.param(
+            system, fault, id=f"{fault.id}-{system}", marks=pytest.mark.timeout(fault.seconds)
+        )
+        for system, fault in _FAULTS
+    ],
     indirect=["hosts"],
     scope="module",
 )
@@ -127,6 +132,7 @@ def _write(host: Host, fault: Fault, **figures: int | None) -> None:
         "what": fault.what,
         "system": f"{host.system}, libvirt {host.libvirt}",
         "outcome": fault.outcome,
+        "load": os.getloadavg()[0],
         **figures,
     }
     path: Path = ROWS / f"{host.system.replace(' ', '-')}-{fault.id}.json"

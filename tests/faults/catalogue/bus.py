@@ -42,13 +42,17 @@ def stopped(host: Host) -> None:
     """Meanwhile its object for the bridge changes 500 times."""
     box, before = host.box, owner(host)
     box.signal("bus", signal.SIGSTOP)
-    host.run("""
-        ip link add port0 type veth peer name port1
-        for n in $(seq 250); do ip link set port0 master vblab; ip link set port0 nomaster; done
-        ip link del port0
-    """)
-    box.wait_until_quiet("vnetd", seconds=5)
-    box.signal("bus", signal.SIGCONT)
+    try:
+        host.run("""
+            ip link add other0 type veth peer name other1
+            for n in $(seq 250); do
+                ip link set other0 master vblab; ip link set other0 nomaster
+            done
+            ip link del other0
+        """)
+        box.wait_until_quiet("vnetd", seconds=5)
+    finally:
+        box.signal("bus", signal.SIGCONT)
     assert owner(host) == before, "it had to connect again"
 
 

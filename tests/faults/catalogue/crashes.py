@@ -121,6 +121,7 @@ FAULTS = (
         killed_at_each_step,
         restarts=("vnetd",),
         long=True,
+        seconds=900,
     ),
     Fault(
         "error-at-each-step",
@@ -128,6 +129,7 @@ FAULTS = (
         failing_at_each_step,
         restarts=("vnetd",),
         long=True,
+        seconds=900,
     ),
     Fault(
         "killed-at-random",
