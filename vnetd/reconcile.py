@@ -92,6 +92,8 @@ class Reconciler:
         """Pokes for links until they were looked at."""
         self._changing: frozenset[str] = frozenset()
         """Networks that vnetd has changed since libvirt was looked at: they are not as known."""
+        self._mended: set[Action] = set()
+        """Done early, of the actions under way."""
         self._causes: Mapping[Source, Cause] = {}
         """Of what the pass under way looks at."""
 
@@ -289,6 +291,7 @@ class Reconciler:
             except BackendError as error:
                 log.debug("%s: %s", str(action), error)
             else:
+                self._mended.add(action)
                 self._incidents.done(action, backend.source)
 
     def _think(self) -> tuple[Diff, tuple[Action, ...]]:
@@ -324,9 +327,12 @@ class Reconciler:
     ) -> list[Action]:
         """Run the actions in order; returns those that failed. before: done in rounds before."""
         failed = []
+        self._mended.clear()
         for done, action in enumerate(actions, before):
             if self._stopping.is_set():
                 break
+            if action in self._mended:
+                continue
             progress(done, before + len(actions), str(action))
             backend = self._backend(action)
             log.info("%s (%s)", str(action), action.reason)

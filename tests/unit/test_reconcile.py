@@ -248,6 +248,21 @@ async def test_guests_are_on_the_bridge_before_libvirt_is_through_with_the_start
 
 
 @world
+async def test_what_was_done_while_libvirt_was_at_work_is_not_done_again(w: World) -> None:
+    await with_guest(w)
+    w.host.stop("a")
+    w.host.links["vbb"] = replace(w.host.links["vbb"], up=False)
+    w.host.starts.clear()
+    starting = asyncio.ensure_future(w.look())
+    await until(lambda: "vba" in w.host.links)
+    w.reconciler.trigger.poke(Source.LINKS, reason="links changed")
+    await until(lambda: w.host.links["vbb"].up)
+    w.host.starts.set()
+    assert await starting is State.CONVERGED
+    assert list(map(str, w.host.applied)).count("set bridge vbb up") == 1
+
+
+@world
 async def test_a_network_that_comes_back_goes_on_until_its_bridge_is_deleted(w: World) -> None:
     await with_guest(w)
     w.host.answers.clear()
