@@ -136,8 +136,11 @@ class Hypervisor(Machine):
         policy = (TREE / "dbus/org.vnetd1.conf").read_text()
         self.write("/etc/dbus-1/system.d/org.vnetd1.conf", policy)
         self.run("rm", "-f", "/run/dbus/system_bus_socket")
-        self.spawn("bus", "dbus-daemon", "--system", "--nofork", "--nopidfile")
+        self.spawn("bus", *self._bus())
         self.wait_until(lambda: self.succeeds("test", "-S", "/run/dbus/system_bus_socket"))
+
+    def _bus(self) -> tuple[str, ...]:
+        return "dbus-daemon", "--system", "--nofork", "--nopidfile"
 
     def start_polkit(self) -> None:
         """With the project's own actions and rules, as its packages install them; lab-user comes

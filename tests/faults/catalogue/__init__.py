@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.faults.catalogue import (
     addresses,
     admins,
+    broker,
     bus,
     callers,
     crashes,
@@ -25,6 +26,7 @@ GROUPS = {
     "dnsmasq": dnsmasq.FAULTS,
     "libvirtd": libvirtd.FAULTS,
     "The bus": bus.FAULTS,
+    "dbus-broker in place of dbus-daemon": broker.FAULTS,
     "Hostile callers": callers.FAULTS,
     "Hostile names": names.FAULTS,
     "Policy file": policyfile.FAULTS,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.faults.fault import Fault, Outcome
-from tests.faults.host import Host, System
+from tests.faults.host import Host, Kind, System
 from tests.integration.conftest import FIVE_NETWORKS
 from tests.lab.hypervisor import Hypervisor
 
 
 @contextmanager
-def with_polkit(system: System) -> Iterator[Hypervisor]:
+def with_polkit(
+    system: System, make: Callable[..., Hypervisor] = Hypervisor
+) -> Iterator[Hypervisor]:
     """lab-user may read and plan, alice nothing."""
-    with Hypervisor(root=system.root) as box:
+    with make(root=system.root) as box:
         box.sh("groupadd -f libvirt; usermod -aG libvirt lab-user")
         box.sh("ip link add br0 type bridge; ip link set br0 up")
         box.start_polkit()
@@ -22,7 +24,7 @@ def with_polkit(system: System) -> Iterator[Hypervisor]:
         yield box
 
 
-def harassment(what: str, user: str, kind: str) -> Fault:
+def harassment(what: str, user: str, kind: str, host: Kind = with_polkit, on: str = "") -> Fault:
     def inject(host: Host) -> None:
         """Root is answered meanwhile: it has a budget of its own."""
         box, rules = host.hypervisor, host.box.rules()
@@ -32,7 +34,7 @@ def harassment(what: str, user: str, kind: str) -> Fault:
         assert box.vnetctl("status").returncode in (0, 3)
         box.kill(kind)
 
-    return Fault(f"caller-{kind}", what, inject, host=with_polkit, long=True)
+    return Fault(f"{on}caller-{kind}", what, inject, host=host, long=True)
 
 
 _ARGUMENTS = r"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from functools import partial
 
 from tests.faults.fault import Fault, Outcome
@@ -97,9 +98,13 @@ def few_descriptors(host: Host) -> None:
 
 
 def frozen(host: Host) -> None:
-    host.box.signal("vnetd", signal.SIGSTOP)
-    host.run(f"iptables -t nat -F; ip link set $TAP nomaster; sleep {_FREEZE_SECONDS}")
-    host.box.signal("vnetd", signal.SIGCONT)
+    box, until = host.box, time.monotonic() + _FREEZE_SECONDS
+    box.signal("vnetd", signal.SIGSTOP)
+    try:
+        host.run("iptables -t nat -F; ip link set $TAP nomaster")
+        box.wait_until(lambda: time.monotonic() > until, seconds=2 * _FREEZE_SECONDS)
+    finally:
+        box.signal("vnetd", signal.SIGCONT)
 
 
 FAULTS = (
@@ -167,10 +172,10 @@ FAULTS = (
         "hogs",
         "8 processes take all CPU, and rules are flushed",
         """
-        for n in $(seq 8); do while :; do :; done & done
+        hogs=; trap 'kill $hogs' EXIT
+        for n in $(seq 8); do while :; do :; done & hogs="$hogs $!"; done
         iptables -t nat -F
         until iptables -t nat -C LIBVIRT_PRT -s 10.77.0.0/24 -d 224.0.0.0/24 -j RETURN; do :; done
-        kill $(jobs -p)
         """,
         long=True,
     ),
