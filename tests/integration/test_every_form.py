@@ -18,7 +18,7 @@ import pytest
 from tests.cases.record_rules import in_any_order, start
 from tests.definitions import DEFINITIONS, definition
 from tests.lab import rules as lab
-from tests.lab.hypervisor import TRIXIE, Hypervisor
+from tests.lab.hypervisor import TRIXIE, WORLDS, Hypervisor
 from tests.lab.rules import Rule
 from tests.long import LONG
 
@@ -32,8 +32,8 @@ RULED = {name for name in NAMES if name not in WITHOUT_RULES}
 @dataclass(frozen=True)
 class Firewall:
     root: Path | None
-    backend: str = ""
-    variant: str = "nft"
+    backend: str
+    variant: str
 
     @property
     def is_nftables(self) -> bool:
@@ -68,13 +68,7 @@ class Firewall:
         (lab.swap_in_nftables if self.is_nftables else lab.swap_in_iptables)(box, pairs)
 
 
-FIREWALLS = {
-    "libvirt 9.0 iptables-nft": Firewall(None),
-    "libvirt 9.0 iptables-legacy": Firewall(None, variant="legacy"),
-    "libvirt 11.3 iptables-nft": Firewall(TRIXIE, "iptables"),
-    "libvirt 11.3 iptables-legacy": Firewall(TRIXIE, "iptables", "legacy"),
-    "libvirt 11.3 nftables": Firewall(TRIXIE, "nftables"),
-}
+FIREWALLS = {name: Firewall(*world) for name, world in WORLDS.items()}
 # libvirt installs the rules of all networks again for one lost rule, and for some it takes turns.
 SECONDS = 100.0
 

@@ -1,5 +1,6 @@
 """libvirt rewrites its rules while somebody flushes them, again and again: in the end they are
-there, each once. In all three firewalls. ./dev test --long makes it longer.
+there, each once. In all three firewalls. ./dev test --long makes it longer, and has libvirt 11.3
+with iptables, too.
 """
 
 from __future__ import annotations
@@ -12,33 +13,28 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import FIVE_NETWORKS
-from tests.lab.hypervisor import TRIXIE, Hypervisor
+from tests.lab.hypervisor import WORLDS, WORLDS_IN_SHORT, Hypervisor
 from tests.long import LONG
 
 SECONDS = 60.0 if LONG else 15.0
 UPDATES = 50 if SECONDS >= 60 else 20
-FLUSH = {
-    "iptables": "iptables -t nat -F; iptables -F; iptables -X 2>/dev/null || true",
-    "legacy": "iptables -t nat -F; iptables -F; iptables -X 2>/dev/null || true",
-    "nftables": "nft flush ruleset",
-}
-
-TOOL = {"iptables": "iptables", "legacy": "iptables", "nftables": "nft"}
+OF_IPTABLES = "iptables -t nat -F; iptables -F; iptables -X 2>/dev/null || true"
+FLUSH = {"iptables": OF_IPTABLES, "nft": "nft flush ruleset"}
 
 
-@pytest.fixture(params=FLUSH, scope="module")
+@pytest.fixture(params=WORLDS if LONG else WORLDS_IN_SHORT, scope="module")
 def world(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def tool(world: str) -> str:
+    return "nft" if world.endswith("nftables") else "iptables"
+
+
 @pytest.fixture(scope="module")
 def box(world: str) -> Iterator[Hypervisor]:
-    nftables = world == "nftables"
-    with Hypervisor(
-        root=TRIXIE if nftables else None,
-        backend="nftables" if nftables else "",
-        variant="legacy" if world == "legacy" else "nft",
-    ) as hypervisor:
+    with Hypervisor.of_world(world) as hypervisor:
         hypervisor.sh("ip link add br0 type bridge; ip link set br0 up")
         hypervisor.start_vnetd(FIVE_NETWORKS)
         yield hypervisor
@@ -55,15 +51,15 @@ def host(number: int) -> str:
 
 
 def test_libvirt_that_failed_to_make_its_chains_makes_them_when_told(
-    box: Hypervisor, world: str
+    box: Hypervisor, tool: str
 ) -> None:
     """Somebody flushed, or held the lock, while libvirtd started: it would refuse for ever."""
     good = rules(box)
     box.kill("libvirtd")
-    tool = box.run("sh", "-c", f"command -v {TOOL[world]}").strip()
-    box.sh(f"mv {tool} /run/box/tool; printf '#!/bin/sh\\nexit 4\\n' >{tool}; chmod +x {tool}")
+    path = box.run("sh", "-c", f"command -v {tool}").strip()
+    box.sh(f"mv {path} /run/box/tool; printf '#!/bin/sh\\nexit 4\\n' >{path}; chmod +x {path}")
     box.start_libvirtd()
-    box.sh(f"mv /run/box/tool {tool}")
+    box.sh(f"mv /run/box/tool {path}")
     box.write("/etc/vnetd/vnetd.toml", FIVE_NETWORKS.replace('"10.77.0.20"', '"10.77.0.21"'))
     box.wait_until(lambda: "10.77.0.21" in box.run("virsh", "net-dumpxml", "lab"), seconds=60)
     box.wait_until(lambda: box.state() == "converged", seconds=60, what="converged")
@@ -76,9 +72,9 @@ def test_libvirt_that_failed_to_make_its_chains_makes_them_when_told(
 
 
 @pytest.mark.timeout(SECONDS + 300)  # vnetd takes it for a fight, and waits up to a minute
-def test_after_a_storm_the_rules_are_libvirts_each_once(box: Hypervisor, world: str) -> None:
+def test_after_a_storm_the_rules_are_libvirts_each_once(box: Hypervisor, tool: str) -> None:
     good = rules(box)
-    box.spawn("flusher", "sh", "-c", f"while :; do {FLUSH[world]}; sleep 0.2; done")
+    box.spawn("flusher", "sh", "-c", f"while :; do {FLUSH[tool]}; sleep 0.2; done")
     deadline = time.monotonic() + SECONDS
     done: Counter[str] = Counter()
     while time.monotonic() < deadline or done["update"] < UPDATES or done["hup"] < 20:

@@ -6,7 +6,8 @@
         box.run("iptables", "-t", "nat", "-F")
 
 Hypervisor(root=TRIXIE) is one of Debian 13 and its libvirt, whatever this machine is; backend and
-variant choose libvirt's firewall_backend and which iptables it finds.
+variant choose libvirt's firewall_backend and which iptables it finds; Hypervisor.of_world(NAME)
+has all three from WORLDS.
 
 The link uplink0 leads to the host "wan", which answers probes and knows no way to guests.
 """
@@ -19,6 +20,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -44,11 +46,23 @@ __all__ = [
     "TRIXIE",
     "UPLINK",
     "WAN",
+    "WORLDS",
+    "WORLDS_IN_SHORT",
     "Hypervisor",
     "LabError",
 ]
 
 TRIXIE = CACHE / "trixie"
+WORLDS: Mapping[str, tuple[Path | None, str, str]] = {
+    "libvirt 9.0 iptables-nft": (None, "", "nft"),
+    "libvirt 9.0 iptables-legacy": (None, "", "legacy"),
+    "libvirt 11.3 iptables-nft": (TRIXIE, "iptables", "nft"),
+    "libvirt 11.3 iptables-legacy": (TRIXIE, "iptables", "legacy"),
+    "libvirt 11.3 nftables": (TRIXIE, "nftables", "nft"),
+}
+"""Each libvirt with each firewall that it can write to."""
+WORLDS_IN_SHORT = [name for name in WORLDS if not name.startswith("libvirt 11.3 iptables")]
+"""Each firewall once."""
 BIN = Path(sys.prefix) / "bin"
 
 # The service's user has no way into a tree that only root may enter.
@@ -71,6 +85,11 @@ class Hypervisor(Machine):
         self._backend = backend
         self._variant = variant
         self._cleanup = contextlib.ExitStack()
+
+    @classmethod
+    def of_world(cls, name: str) -> Self:
+        root, backend, variant = WORLDS[name]
+        return cls(root=root, backend=backend, variant=variant)
 
     def __enter__(self) -> Self:
         with self._cleanup:  # whatever fails below, nothing stays behind
