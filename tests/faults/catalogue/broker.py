@@ -54,7 +54,6 @@ FAULTS = (
     ),
     harassment("messages as long as the bus lets through", "alice", "giant", on_broker, "broker-"),
     harassment("calls as fast as the bus takes them", "alice", "flood", on_broker, "broker-"),
-    harassment("as many connections as one user may have", "alice", "crowd", on_broker, "broker-"),
     harassment(
         "callers who vanish in the middle of a call", "alice", "vanish", on_broker, "broker-"
     ),

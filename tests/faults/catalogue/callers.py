@@ -31,7 +31,8 @@ def harassment(what: str, user: str, kind: str, host: Kind = with_polkit, on: st
         box.harass(kind, user, kind)
         box.sh("iptables -t nat -F")
         box.wait_until(lambda: box.rules() == rules, what="rules meanwhile")
-        assert box.vnetctl("status").returncode in (0, 3)
+        done = box.vnetctl("status")
+        assert done.returncode in (0, 3), done.stderr
         box.kill(kind)
 
     return Fault(f"{on}caller-{kind}", what, inject, host=host, long=True)
