@@ -19,6 +19,7 @@ class OnBroker(Hypervisor):
 
 
 on_broker = partial(with_polkit, make=OnBroker)
+_harassment = partial(harassment, host=on_broker, on="broker-")
 
 FAULTS = (
     Fault(
@@ -52,10 +53,14 @@ FAULTS = (
         host=on_broker,
         long=True,
     ),
-    harassment("messages as long as the bus lets through", "alice", "giant", on_broker, "broker-"),
-    harassment("calls as fast as the bus takes them", "alice", "flood", on_broker, "broker-"),
-    harassment(
-        "callers who vanish in the middle of a call", "alice", "vanish", on_broker, "broker-"
+    _harassment("messages as long as the bus lets through", "alice", "giant"),
+    _harassment("calls as fast as the bus takes them", "alice", "flood"),
+    _harassment(
+        "300 connections of one user, who lets all others on the bus wait",
+        "alice",
+        "crowd",
+        others_wait=True,
     ),
-    harassment("arguments of all kinds for all methods", "lab-user", "fuzz", on_broker, "broker-"),
+    _harassment("callers who vanish in the middle of a call", "alice", "vanish"),
+    _harassment("arguments of all kinds for all methods", "lab-user", "fuzz"),
 )
