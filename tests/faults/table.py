@@ -20,12 +20,13 @@ _HEAD = """\
 What breaks guests' networks while libvirt says that all is well, and what vnetd makes of it. Made
 by `./dev test --faults`, on real libvirtds, under a guest that opens a new flow every 2 ms.
 
-Run on {date}, Linux {kernel}, {cpus} CPUs, two hosts at a time, under a load average of {load}.
-*Healed* is vnetd's own time from the first notice to verified; *told* is how long it took until
-`vnetctl status` named what must be undone by hand, which it then is: that time is in the gap.
-*Records* is how many the history then has of the network. *Lost* is how many of the guest's new
-flows failed, *gap* the longest time in which none succeeded, *answer* the longest that vnetd let
-anybody on the bus wait, while there was a bus.
+Run from {first} to {last} UTC, on Linux {kernel} with {cpus} CPUs,
+two hosts at a time, under a load average of {load}. *Healed* is vnetd's own time from the
+first notice to verified; *told* is how long it took until `vnetctl status` named what must be
+undone by hand, which it then is: that time is in the gap. *Records* is how many the history then
+has of the network. *Lost* is how many of the guest's new flows failed, *gap* the longest time in
+which none succeeded, *answer* the longest that vnetd let anybody on the bus wait, while there was
+a bus.
 
 """
 
@@ -63,13 +64,16 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    rows = [json.loads(path.read_text()) for path in sorted(ROWS.glob("*.json"))]
+    paths = sorted(ROWS.glob("*.json"))
+    rows = [json.loads(path.read_text()) for path in paths]
     text = table(rows)
     print(text)
     if len(sys.argv) > 1:
         loads = [row["load"] for row in rows]
+        times = [datetime.fromtimestamp(path.stat().st_mtime, UTC) for path in paths]
         head = _HEAD.format(
-            date=f"{datetime.now(UTC):%Y-%m-%d}",
+            first=f"{min(times):%Y-%m-%d %H:%M}",
+            last=f"{max(times):%Y-%m-%d %H:%M}",
             kernel=platform.release(),
             cpus=os.cpu_count(),
             load=f"{min(loads):.1f} to {max(loads):.1f}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.lab.hypervisor import CACHE, Hypervisor
@@ -37,6 +39,28 @@ def test_guest_is_back_on_the_network(box: Hypervisor, script: str) -> None:
     box.run("virsh", "destroy", guest)
     assert not outage.still_out
     assert outage.sources == ["198.51.100.1"]
+
+
+def test_a_guest_that_has_learned_a_wrong_mac_hears_of_the_right_one(box: Hypervisor) -> None:
+    guest = box.domain_guest("lab", "10.77.0.65/24", gateway="10.77.0.1")
+
+    def mac() -> str:
+        _, _, rest = box.run("ip", "neigh", "show", "10.77.0.1", guest=guest).partition("lladdr ")
+        return rest.partition(" ")[0]
+
+    right, wrong, records = mac(), "52:54:00:de:ad:01", len(box.history())
+    box.signal("vnetd", signal.SIGSTOP)
+    box.run("ip", "link", "set", "vblab", "address", wrong)
+    box.wait_until(lambda: box.succeeds("ping", "-qc1", "-W1", "10.77.0.65") and mac() == wrong)
+    # from now on it asks nobody, and believes nothing that is no announcement
+    believe = (
+        "cd /proc/sys/net/ipv4/neigh/eth0; echo 6000 >locktime; echo 60 >delay_first_probe_time"
+    )
+    box.run("sh", "-ec", believe, guest=guest)
+    box.signal("vnetd", signal.SIGCONT)
+    box.wait_until(lambda: mac() == right, what="the guest knows the right MAC")
+    box.wait_until(lambda: len(box.history()) > records, what="a record")
+    box.run("virsh", "destroy", guest)
 
 
 def test_an_isolated_guest_stays_isolated(box: Hypervisor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -25,7 +26,7 @@ from vnetd.core.keep.networks import RemoveStrayBridge
 from vnetd.core.keep.taps import PlugTap, SetTap, TapSettings
 from vnetd.core.model import Address, IfName, Link, Observed, Source
 
-_IPV6 = Path("/proc/sys/net/ipv6/conf")
+_IPV4, _IPV6 = Path("/proc/sys/net/ipv4/conf"), Path("/proc/sys/net/ipv6/conf")
 # linux/if.h and linux/neighbour.h
 _IFF_UP, _NUD_NOARP, _NTF_MASTER = 1, 0x40, 0x04
 # Links of others that come and go cut a reading short.
@@ -130,7 +131,8 @@ class Links:
             values["address"] = action.mac
         if action.mtu is not None:
             values["mtu"] = action.mtu
-        ipr.link("set", index=index, **values)
+        with _telling_neighbours(action.bridge):
+            ipr.link("set", index=index, **values)
 
     def _make_bridge(self, action: RemakeBridge) -> None:
         """Up last, as libvirt does: no guest finds a bridge that is half made."""
@@ -236,3 +238,22 @@ class Links:
 
     def _is_up(self, index: int) -> bool:
         return bool(self._rtnetlink.link(index)["flags"] & _IFF_UP)
+
+
+@contextmanager
+def _telling_neighbours(name: IfName) -> Iterator[None]:
+    """The kernel announces the addresses of a link whose MAC changes meanwhile: ip-sysctl,
+    arp_notify and ndisc_notify. A guest that has learned the wrong MAC would believe in it for
+    seconds, and a Linux guest hears no plain answer within a second of the last (net/ipv4/arp.c).
+    """
+    before = {}
+    for path in (_IPV4 / name / "arp_notify", _IPV6 / name / "ndisc_notify"):
+        with suppress(OSError):  # no IPv6, or only to be read: neighbours find out by themselves
+            before[path] = path.read_text()
+            path.write_text("1")
+    try:
+        yield
+    finally:
+        for path, value in before.items():
+            with suppress(OSError):
+                path.write_text(value)
