@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import threading
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 
 import pytest
 
-from vnetd.backends import hostsfile, listeners
+from vnetd.backends import dnsmasq as processes
+from vnetd.backends import hostsfile, listeners, process
 from vnetd.backends.libvirt import domain_xml, taken_ports
 from vnetd.backends.libvirt.taken_ports import TakenPorts
 from vnetd.core.desired import desired
@@ -158,3 +162,29 @@ def test_interfaces_of_a_domain_that_does_not_run() -> None:
       <interface type='bridge'><mac address='52:54:00:aa:00:09'/><source bridge='br0'/></interface>
     </devices></domain>"""
     assert domain_xml.nics(text) == [Nic("web", "lab", "52:54:00:aa:00:08")]
+
+
+def test_one_that_ends_while_reservations_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = threading.Event()
+
+    async def look() -> Observed:
+        backend = processes.Dnsmasq()
+        watch = asyncio.create_task(backend.watch(lambda *_, **__: told.set()))
+        await asyncio.sleep(0)
+        seen = await backend.observe(Observed(libvirt=LIBVIRT))
+        watch.cancel()
+        return seen
+
+    with subprocess.Popen(["sleep", "60"]) as child:
+
+        def ends(_: object) -> dict[str, frozenset[object]]:
+            child.kill()
+            assert told.wait(20)
+            return {}
+
+        monkeypatch.setattr(process, "DNSMASQ_PID_FILES", tmp_path)
+        monkeypatch.setattr(process, "dnsmasq", lambda _: child.pid)
+        monkeypatch.setattr(processes, "_reserved", ends)
+        assert asyncio.run(look()).intruders == ()

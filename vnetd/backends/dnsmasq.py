@@ -44,6 +44,7 @@ class Dnsmasq:
             intruders=tuple(
                 item
                 for live in served.values()
+                if live.name in self._watched  # it may have ended while reservations were read
                 for item in _intruders(live, self._watched[live.name][0])
             ),
         )
