@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
@@ -208,6 +208,44 @@ def test_everything_but_leaves_only_what_is_outside() -> None:
     assert high.low == hole.high + 1
     (all_of_it,) = everything_but(Family.IPV6, [hole])
     assert all_of_it.low >> 128 == 6
+    last = network_span(ip_network("ff00::/8"))
+    (all_before,) = everything_but(Family.IPV6, [last])
+    assert all_before.high == last.low - 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_stopped"),
+    [
+        ("-d 10.77.0.0/24 -j ACCEPT", True),
+        ("! -d 10.77.0.0/24 -j ACCEPT", False),
+        ("-d 224.0.0.0/4 -j ACCEPT", True),
+        ("-d 192.0.2.0/24 -j ACCEPT", False),
+    ],
+)
+def test_what_is_accepted_inside_gets_nobody_out(rule: str, is_stopped: bool) -> None:
+    """A policy drops for certain what no rule may accept."""
+    text = f"*filter\n:FORWARD DROP\n-A FORWARD -i vblab -o uplink0 {rule}\nCOMMIT\n"
+    stopped = {kind for kinds in told(from_iptables(text)).values() for kind in kinds}
+    assert (str(flows.Kind.OUT) in stopped) is is_stopped
+
+
+def test_frames_between_ports_meet_both_hooks_of_each_stage_in_turn() -> None:
+    firewall = Firewall(bridged=frozenset({Family.IPV4}))
+    peers = [x for x in flows.of_network(LAB, firewall) if x.kind is flows.Kind.PEERS]
+    assert [(str(x.family), [(s.layer.value, s.hook.value) for s in x.steps]) for x in peers] == [
+        (
+            "ip",
+            [
+                ("bridge", "prerouting"),
+                ("inet", "prerouting"),
+                ("bridge", "forward"),
+                ("inet", "forward"),
+                ("bridge", "postrouting"),
+                ("inet", "postrouting"),
+            ],
+        ),
+        ("ip6", [("bridge", "prerouting"), ("bridge", "forward"), ("bridge", "postrouting")]),
+    ]
 
 
 def libvirts() -> dict[Chain, tuple[str, ...]]:

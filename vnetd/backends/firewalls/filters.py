@@ -23,7 +23,7 @@ from vnetd.core.actions import Action
 from vnetd.core.keep.coexist import SetAccepts, SetZone
 from vnetd.core.model import Cause, Family, IfName, Observed, Source, World
 from vnetd.core.packets.evaluate import only_blocking
-from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Rule, Tool, Verdict
+from vnetd.core.packets.firewall import UNTOLD, FilterChain, Firewall, Place, Tool
 from vnetd.core.rules.guard import TABLE
 from vnetd.errors import BackendError
 
@@ -202,11 +202,7 @@ def _same(one: Firewall, two: Firewall) -> bool:
 def _drops(chains: Mapping[Place, FilterChain]) -> list[_Key]:
     """A policy goes by no text."""
     found = [(c.place, "") for c in chains.values() if c.base and c.base.policy.blocks]
-    return found + [(c.place, r.text) for c in chains.values() for r in c.rules if _blocks(r)]
-
-
-def _blocks(rule: Rule) -> bool:
-    return isinstance(rule.verdict, Verdict) and rule.verdict.blocks
+    return found + [(c.place, r.text) for c in chains.values() for r in c.rules if r.blocks]
 
 
 async def _nftables(tables: Iterable[tuple[str, str]]) -> dict[_Table, _Part]:

@@ -242,7 +242,7 @@ def only_blocking(chains: Chains) -> dict[Place, FilterChain]:
             continue
         reached = _reached(chains, chain)
         rules = [rule for place in reached for rule in chains[place].rules]
-        if chain.base.policy.blocks or any(_blocks(rule) for rule in rules):
+        if chain.base.policy.blocks or any(rule.blocks for rule in rules):
             kept.update({place: chains[place] for place in reached})
     marked = (c for c in chains.values() if any(r.comment.startswith(MARK) for r in c.rules))
     kept.update({chain.place: chain for chain in marked})
@@ -259,7 +259,3 @@ def _reached(chains: Chains, chain: FilterChain) -> set[Place]:
                     found.add(place)
                     waiting.append(chains[place])
     return found
-
-
-def _blocks(rule: Rule) -> bool:
-    return isinstance(rule.verdict, Verdict) and rule.verdict.blocks

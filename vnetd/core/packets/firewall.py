@@ -114,6 +114,10 @@ class Rule:
     matches: tuple[Match | Unknown, ...] = ()
     comment: str = ""
 
+    @property
+    def blocks(self) -> bool:
+        return isinstance(self.verdict, Verdict) and self.verdict.blocks
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -237,12 +241,10 @@ def network_span(network: IPv4Network | IPv6Network) -> Span:
 
 def everything_but(family: Family, holes: Iterable[Span]) -> Spans:
     """All addresses of a family outside of the holes."""
-    space, bits = (_SPACE[4], 32) if family is Family.IPV4 else (_SPACE[6], 128)
-    low, found = space, []
-    for hole in sorted((h for h in holes if h.low >= space), key=lambda h: h.low):
-        if hole.low > space + (1 << bits):
-            break
-        if hole.low > low:
-            found.append(Span(low, hole.low - 1))
+    low, bits = (_SPACE[4], 32) if family is Family.IPV4 else (_SPACE[6], 128)
+    high, found = low + (1 << bits) - 1, []
+    for hole in sorted((h for h in holes if low <= h.low <= high), key=lambda h: h.low):
+        found.append(Span(low, hole.low - 1))
         low = max(low, hole.high + 1)
-    return (*found, Span(low, space + (1 << bits) - 1))
+    found.append(Span(low, high))
+    return tuple(span for span in found if span.low <= span.high)

@@ -97,11 +97,11 @@ def of_network(
 
 def judge(firewall: Firewall, flow: Flow) -> list[Decision]:
     """Every base chain's word, in the order in which the packet meets them."""
-    return [d for step in flow.steps for d in decide(firewall, *_args(step))]
-
-
-def _args(step: Step) -> tuple[Layer, Hook, Packet]:
-    return step.layer, step.hook, step.packet
+    return [
+        decision
+        for step in flow.steps
+        for decision in decide(firewall, step.layer, step.hook, step.packet)
+    ]
 
 
 def _to_host(network: Definition, bridge: IfName) -> Iterator[Flow]:
@@ -225,9 +225,8 @@ def _through(
 
 
 def _routed(bridge: IfName, packet: Packet, *, outward: bool, nat: bool) -> tuple[Step, ...]:
-    # Before and after the routing the other interface, and with NAT the guest, is not seen yet.
+    # Before the routing the way out, and with NAT the guest, is not seen yet.
     arriving = replace(packet, oif=_NOWHERE)
-    leaving = replace(packet, iif=packet.iif)
     if nat and not outward:
         arriving = replace(arriving, destination=None, destination_type=frozenset({"local"}))
     before = (
@@ -238,7 +237,7 @@ def _routed(bridge: IfName, packet: Packet, *, outward: bool, nat: bool) -> tupl
             Step(Layer.IP, Hook.PREROUTING, arriving),
         )
     )
-    after = (Step(Layer.IP, Hook.POSTROUTING, leaving),) if outward else _to_bridge(leaving)
+    after = (Step(Layer.IP, Hook.POSTROUTING, packet),) if outward else _to_bridge(packet)
     return (*before, Step(Layer.IP, Hook.FORWARD, packet), *after)
 
 
@@ -263,7 +262,9 @@ def _to_bridge(packet: Packet) -> tuple[Step, ...]:
 
 
 def _peers(network: Definition, bridge: IfName, firewall: Firewall) -> Iterator[Flow]:
-    """From port to port of one bridge; br_netfilter shows such frames to IP's hooks as well."""
+    """From port to port of one bridge; br_netfilter shows such frames to IP's hooks as well, each
+    time behind the bridge's own.
+    """
     own = network.mode.has_own_bridge
     for fam in Family:
         addresses = [a for a in network.addresses if family(a) is fam]
@@ -282,15 +283,11 @@ def _peers(network: Definition, bridge: IfName, firewall: Firewall) -> Iterator[
             bridged=frozenset({"yes"}),
         )
         frame = replace(packet, iif=None, oif=None)
-        steps = [
-            Step(Layer.BRIDGE, Hook.PREROUTING, frame),
-            Step(Layer.BRIDGE, Hook.FORWARD, frame),
-        ]
-        if fam in firewall.bridged:
-            arriving = replace(packet, oif=_NOWHERE)
-            steps += [
-                Step(Layer.IP, Hook.PREROUTING, arriving),
-                Step(Layer.IP, Hook.FORWARD, packet),
-                Step(Layer.IP, Hook.POSTROUTING, packet),
-            ]
-        yield Flow(Kind.PEERS, (*steps, Step(Layer.BRIDGE, Hook.POSTROUTING, frame)))
+        steps: list[Step] = []
+        for hook in (Hook.PREROUTING, Hook.FORWARD, Hook.POSTROUTING):
+            steps.append(Step(Layer.BRIDGE, hook, frame))
+            if fam in firewall.bridged:
+                arriving = hook is Hook.PREROUTING
+                seen = replace(packet, oif=_NOWHERE) if arriving else packet
+                steps.append(Step(Layer.IP, hook, seen))
+        yield Flow(Kind.PEERS, tuple(steps))
