@@ -12,10 +12,9 @@ from vnetd import __version__
 from vnetd.api import names
 from vnetd.core import why
 from vnetd.core.actions import Action
-from vnetd.core.model import Cause, Lease, State
+from vnetd.core.model import Cause, Family, Lease, State
 from vnetd.core.policy import Enforcement
 from vnetd.core.record import Record
-from vnetd.core.rules.iptables import family
 from vnetd.core.status import BridgeStatus, NetworkStatus, PortStatus, Status
 from vnetd.core.why import Answer
 from vnetd.errors import Problem
@@ -109,7 +108,7 @@ def action(item: Action) -> Properties:
 def answer(item: Answer) -> str:
     """As JSON: its shape grows with what is found on the way."""
     asked, live = item.question, item.question.live
-    own = [a.ip for a in live.addresses if family(a) is asked.family] if live else []
+    own = [a.ip for a in live.addresses if Family.of(a) is asked.family] if live else []
     return json.dumps(
         {
             "network": asked.network,

@@ -9,7 +9,6 @@ from typing import Any
 
 from vnetd.backends import listeners, process
 from vnetd.core.model import Family, IfName
-from vnetd.core.rules.iptables import family
 from vnetd.core.why import Question, Scene
 from vnetd.errors import BackendError
 
@@ -26,7 +25,7 @@ async def look(asked: Question) -> Scene:
     sysctls = {name: _text(Path("/proc/sys") / name) for name in names}
     elsewhere: dict[str, IfName] = {}
     for address in live.addresses:
-        flag = _flag(family(address))
+        flag = _flag(Family.of(address))
         for route in await _routes(flag, "show", "root", str(address.network)):
             if "dev" in route and route["dev"] != live.bridge:
                 elsewhere[str(route["dst"])] = IfName(route["dev"])
@@ -68,7 +67,7 @@ async def _routes(*arguments: str) -> list[Any]:
 
 
 def _flag(fam: Family) -> str:
-    return "-4" if fam is Family.IPV4 else "-6"
+    return f"-{fam.version}"
 
 
 def _listening() -> frozenset[int]:

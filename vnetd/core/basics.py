@@ -21,8 +21,22 @@ Subnet = IPv4Network | IPv6Network
 
 
 class Family(StrEnum):
+    """Of tables, as nft names them."""
+
     IPV4 = "ip"
     IPV6 = "ip6"
+
+    @classmethod
+    def of(cls, item: Address | HostAddress | Subnet) -> Family:
+        return cls.IPV4 if item.version == 4 else cls.IPV6
+
+    @property
+    def version(self) -> int:
+        return 4 if self is Family.IPV4 else 6
+
+
+def overlap(one: Subnet, two: Subnet) -> bool:
+    return one.version == two.version and one.overlaps(two)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from vnetd.core.packets import flows
 from vnetd.core.packets.evaluate import Decision
 from vnetd.core.packets.firewall import Field, Firewall, Match, Rule, network_span
 from vnetd.core.policy import Policy
-from vnetd.core.rules.iptables import family
 from vnetd.core.wording import few
 from vnetd.errors import NoSuchNetwork, VnetdError
 
@@ -68,9 +67,9 @@ class Question:
     @property
     def family(self) -> Family:
         if self.destination is not None:
-            return Family.IPV4 if self.destination.version == 4 else Family.IPV6
+            return Family.of(self.destination)
         addresses = self.live.addresses if self.live else ()
-        families = [family(address) for address in addresses]
+        families = [Family.of(address) for address in addresses]
         return Family.IPV6 if families and Family.IPV4 not in families else Family.IPV4
 
 
@@ -108,7 +107,7 @@ class Answer:
 def free_address(live: Definition, fam: Family) -> str:
     """One that no lease or reservation has, for a guest made to try; "" if there is none."""
     for address in live.addresses:
-        if family(address) is not fam:
+        if Family.of(address) is not fam:
             continue
         taken = {host.address for host in live.hosts} | {address.ip}
         count = min(address.network.num_addresses - 2, _MOST_TRIED)
@@ -222,7 +221,7 @@ def _addresses(live: Definition, missing: Iterable[bridges.AddressMissing]) -> I
 
 
 def _dnsmasq(live: Definition, scene: Scene) -> Iterator[Step]:
-    ports = [67] if any(item.start.version == 4 for item in live.ranges) else []
+    ports = [67] if Family.IPV4 in live.dhcp_families else []
     ports += [53] if live.dns and live.addresses else []
     if not ports:
         return
@@ -301,7 +300,7 @@ def _router(
     asked: Question, live: Definition, policy: Policy, observed: Observed
 ) -> Iterator[Step]:
     """Whether it knows the way vnetd cannot see."""
-    version = 4 if asked.family is Family.IPV4 else 6
+    version = asked.family.version
     for of, command in announce.for_the_router(policy, live, observed):
         if of == version:
             yield Step(at="router", text=f"must know the way to the guests; there: {command}")
@@ -325,7 +324,7 @@ def _firewall(
     yield from _libvirts(live, observed, found, ways)
     told: dict[str, dict[str, Step]] = {}
     for way in ways:
-        name = f"{way.kind} ({'IPv4' if way.family is Family.IPV4 else 'IPv6'})"
+        name = f"{way.kind} (IPv{way.family.version})"
         of_name = told.setdefault(name, {})  # DNS by UDP and by TCP are one to a reader
         for item in flows.judge(right, way):
             if item.blocks:

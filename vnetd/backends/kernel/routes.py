@@ -22,6 +22,7 @@ from vnetd.backends.kernel import route_messages as messages
 from vnetd.backends.kernel import rtnetlink
 from vnetd.backends.kernel.rtnetlink import Rtnetlink
 from vnetd.core.actions import Action
+from vnetd.core.basics import overlap
 from vnetd.core.keep import announce
 from vnetd.core.keep.announce import SetProxy
 from vnetd.core.keep.routes import SetRoute
@@ -168,7 +169,7 @@ def _of_interest(observed: Observed) -> Iterator[Subnet]:
 def _bridges(observed: Observed) -> frozenset[int]:
     """Indexes of those whose IPv6 subnet is a part of a LAN's."""
     networks = observed.libvirt.networks.values() if observed.libvirt else ()
-    lives = [n.live for n in networks if n.live and n.live.mode in announce.ROUTED]
+    lives = [n.live for n in networks if n.live and n.live.mode.is_routed]
     found = [
         (observed.links or {}).get(live.bridge)
         for live in lives
@@ -182,7 +183,7 @@ def _bridges(observed: Observed) -> frozenset[int]:
 
 def _touches(to: Subnet, subnets: Iterable[Subnet]) -> bool:
     """A default route touches all."""
-    return any(to.version == subnet.version and to.overlaps(subnet) for subnet in subnets)
+    return any(overlap(to, subnet) for subnet in subnets)
 
 
 def _proxies(asked: Rtnetlink) -> frozenset[Proxy]:

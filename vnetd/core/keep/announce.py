@@ -10,14 +10,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vnetd.core.actions import Action
+from vnetd.core.basics import overlap
 from vnetd.core.drift import Conflict, Drift, NetworkDrift
 from vnetd.core.model import (
     HOST_OBJECT,
     Definition,
+    Family,
     HostAddress,
     HostRoute,
     IfName,
-    Mode,
     Observed,
     Proxy,
     Source,
@@ -25,8 +26,6 @@ from vnetd.core.model import (
     network_object,
 )
 from vnetd.core.policy import Announce, NetworkPolicy, Policy
-
-ROUTED = (Mode.ROUTE, Mode.OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +133,8 @@ def uplink(
         and route.dev in lans
         and route.dev not in bridges
         and not route.is_default
-        and route.to.version == subnet.version
         and route.to.prefixlen < subnet.prefixlen
-        and route.to.overlaps(subnet)
+        and overlap(route.to, subnet)
     ]
     return max(wider, key=lambda route: (route.to.prefixlen, -route.metric), default=None)
 
@@ -149,11 +147,8 @@ def for_the_router(policy: Policy, live: Definition, observed: Observed) -> list
     announced = {kind.version for kind in want.announce} if want else set()
     found: list[tuple[int, str]] = []
     for address in live.addresses:
-        own_addresses = live.mode in ROUTED or (
-            # Without NAT for IPv6 libvirt routes it.
-            live.mode is Mode.NAT and address.version == 6 and not live.nat_ipv6
-        )
-        if own_addresses and address.version not in announced and observed.routes is not None:
+        outside = live.mode.is_forwarded and not live.translates(Family.of(address))
+        if outside and address.version not in announced and observed.routes is not None:
             via = _seen_from_router(live, address.version, observed)
             flag = " -6" if address.version == 6 else ""
             here = via or "ADDRESS-OF-THIS-HOST"

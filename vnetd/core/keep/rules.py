@@ -15,6 +15,7 @@ from vnetd.core.memo import of_the_same
 from vnetd.core.model import (
     FIREWALL_OBJECT,
     Chain,
+    Chains,
     Definition,
     Family,
     Libvirt,
@@ -25,8 +26,6 @@ from vnetd.core.model import (
 )
 from vnetd.core.rules import iptables, nftables, repair
 from vnetd.core.wording import few
-
-_VERSIONS = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class RestoreRules(Action):
         counts = dict.fromkeys({item.chain.family for item in self.chains}, 0)
         for item in self.chains:
             counts[item.chain.family] += sum(1 for edit in item.edits if edit.position)
-        rules = [f"{counts[family]} {_VERSIONS[family]}" for family in Family if family in counts]
+        rules = [f"{counts[family]} IPv{family.version}" for family in Family if family in counts]
         return f"restore {' and '.join(rules)} rules in {len(self.chains)} chains"
 
 
@@ -247,8 +246,7 @@ def _nftables(kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset) ->
 def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
     for world, chains in ruleset.elsewhere.items():
         for live in kept:
-            stands_in = nftables.stands_in if world is World.NFTABLES else iptables.stands_in
-            if stands_in(live, chains):
+            if _stands_in(live, world, chains):
                 moved = _has_moved(live, ruleset)
                 wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
                 left = f"rules of it are left in {world}, where libvirt no longer removes them"
@@ -265,12 +263,19 @@ def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
     """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
     until libvirtd is restarted, neither place is the right one.
     """
-    others = [chains for world, chains in ruleset.elsewhere.items() if world.is_iptables]
+    others = [(world, chains) for world, chains in ruleset.elsewhere.items() if world.is_iptables]
     if not ruleset.world.is_iptables or not others:
         return False
-    return not iptables.stands_in(live, ruleset.chains) and any(
-        iptables.stands_in(live, chains) for chains in others
+    return not _stands_in(live, ruleset.world, ruleset.chains) and any(
+        _stands_in(live, world, chains) for world, chains in others
     )
+
+
+def _stands_in(network: Definition, world: World, chains: Chains) -> bool:
+    """Some rule of the network is there."""
+    backend = nftables if world is World.NFTABLES else iptables
+    own = backend.network_rules(network).items()
+    return any(rule in chains.get(chain, ()) for chain, rules in own for rule in rules)
 
 
 def _restore(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vnetd.core.basics import overlap
 from vnetd.core.drift import Conflict
 from vnetd.core.keep import announce
 from vnetd.core.model import (
@@ -15,7 +16,6 @@ from vnetd.core.model import (
     HostAddress,
     HostRoute,
     IfName,
-    Mode,
     Network,
     Observed,
     Subnet,
@@ -45,7 +45,7 @@ def refused(policy: Policy, observed: Observed) -> dict[str, tuple[str, ...]]:
         fresh = tuple(a.network for a in want.addresses if a.network not in had)
         if not fresh:
             continue
-        claim = _Claim(name, fresh, _bridges(want, have, observed), want, _routed(want.mode))
+        claim = _Claim(name, fresh, _bridges(want, have, observed), want, want.mode.is_routed)
         if texts := (*_clashes(claim, policy, observed), *_nameservers(want, fresh, observed)):
             verb = "cannot change" if running else "cannot start"
             found[name] = tuple(f"{verb}: {text}" for text in texts)
@@ -65,7 +65,7 @@ def diff(policy: Policy, kept: Sequence[Definition], observed: Observed) -> Iter
             (*subnets, *(route.to for route in static)),
             _bridges(want, _network(live.name, observed), observed),
             want,
-            _routed(live.mode),
+            live.mode.is_routed,
         )
         for text in _clashes(claim, policy, observed):
             yield Conflict(network_object(live.name), text)
@@ -165,14 +165,6 @@ def _bridges(
     links = (observed.links or {}).values()
     named |= {link.name for link in links if link.kind == "bridge" and link.mac in macs}
     return frozenset(named - {None})
-
-
-def _routed(mode: Mode) -> bool:
-    return mode in (Mode.ROUTE, Mode.OPEN)
-
-
-def overlap(one: Subnet, two: Subnet) -> bool:
-    return one.version == two.version and one.overlaps(two)
 
 
 def contains(one: Subnet, two: Subnet) -> bool:

@@ -15,7 +15,6 @@ from vnetd.core.model import (
     Definition,
     IfName,
     Libvirt,
-    Mode,
     Observed,
     Source,
 )
@@ -24,7 +23,6 @@ from vnetd.core.policy import NetworkPolicy, Policy
 IPV4_FORWARDING = "net/ipv4/ip_forward"
 IPV6_FORWARDING = "net/ipv6/conf/all/forwarding"
 _ALL_RP_FILTER = "net/ipv4/conf/all/rp_filter"
-_ROUTED = (Mode.NAT, *announce.ROUTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,7 @@ def _wanted(
         # As libvirt sets them: a guest must not tell the host the way.
         yield f"net/ipv6/conf/{network.bridge}/disable_ipv6", "0"
         yield f"net/ipv6/conf/{network.bridge}/accept_ra", "0"
-    if network.mode not in _ROUTED:
+    if not network.mode.is_forwarded:
         return
     uplinks = announce.uplinks(want, network, observed)
     if 4 in versions:

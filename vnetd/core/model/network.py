@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vnetd.core.basics import Address, HostAddress, IfName
+from vnetd.core.basics import Address, Family, HostAddress, IfName
 from vnetd.core.model.route import StaticRoute
 from vnetd.core.model.tap import Tap
 
@@ -33,6 +33,16 @@ class Mode(StrEnum):
     def has_rules(self) -> bool:
         """libvirt installs firewall rules for the network."""
         return self in (Mode.NAT, Mode.ROUTE, Mode.ISOLATED)
+
+    @property
+    def is_forwarded(self) -> bool:
+        """The host is its guests' way out."""
+        return self in (Mode.NAT, Mode.ROUTE, Mode.OPEN)
+
+    @property
+    def is_routed(self) -> bool:
+        """And whoever is outside sees the guests' own addresses."""
+        return self in (Mode.ROUTE, Mode.OPEN)
 
     @property
     def has_guard(self) -> bool:
@@ -100,6 +110,18 @@ class Definition:
     def __hash__(self) -> int:
         """Cheap, for what is remembered of each of hundreds."""
         return hash((self.name, self.uuid, self.bridge))
+
+    def translates(self, family: Family) -> bool:
+        """Guests' packets leave with an address of the host. libvirt routes IPv6 of a NAT network,
+        unless <nat ipv6='yes'> says otherwise.
+        """
+        return self.mode is Mode.NAT and (family is Family.IPV4 or self.nat_ipv6)
+
+    @property
+    def dhcp_families(self) -> frozenset[Family]:
+        """A reservation alone has its dnsmasq answer, without any range."""
+        served = [item.start for item in self.ranges] + [host.address for host in self.hosts]
+        return frozenset(Family.of(address) for address in served)
 
 
 @dataclass(frozen=True, slots=True)

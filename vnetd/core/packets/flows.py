@@ -21,7 +21,6 @@ from vnetd.core.packets.firewall import (
     everything_but,
     network_span,
 )
-from vnetd.core.rules.iptables import family
 
 
 class Kind(StrEnum):
@@ -90,7 +89,7 @@ def of_network(
         flows += _to_host(network, network.bridge)
         if network.mode is not Mode.ISOLATED:
             for address in network.addresses:
-                outside = everything_but(family(address), (*inside, *_MULTICAST))
+                outside = everything_but(Family.of(address), (*inside, *_MULTICAST))
                 flows += _through(network, address, outside, firewall, ends or Ends())
     return flows
 
@@ -105,16 +104,14 @@ def judge(firewall: Firewall, flow: Flow) -> list[Decision]:
 
 
 def _to_host(network: Definition, bridge: IfName) -> Iterator[Flow]:
-    served = [item.start for item in network.ranges] + [host.address for host in network.hosts]
-    versions = {address.version for address in served}
-    if 4 in versions:
+    if Family.IPV4 in network.dhcp_families:
         ask = _ask(Family.IPV4, bridge, 68, 67, _UNSPECIFIED, _BROADCAST, "broadcast")
         yield _asked(Kind.DHCP, bridge, ask)
-    if 6 in versions:
+    if Family.IPV6 in network.dhcp_families:
         ask = _ask(Family.IPV6, bridge, 546, 547, _ANY_LINK_LOCAL, _DHCP_AGENTS, "multicast")
         yield _asked(Kind.DHCP, bridge, ask)
     for address in network.addresses:
-        fam = family(address)
+        fam = Family.of(address)
         subnet, own = (network_span(address.network),), (address_span(address.ip),)
         if network.dns:
             for protocol in ("udp", "tcp"):
@@ -184,7 +181,7 @@ def _asked(kind: Kind, bridge: IfName, ask: Packet) -> Flow:
 def _through(
     network: Definition, address: Address, outside: Spans, firewall: Firewall, ends: Ends
 ) -> Iterator[Flow]:
-    fam, bridge = family(address), network.bridge
+    fam, bridge = Family.of(address), network.bridge
     assert bridge is not None, "a network with flows has a bridge"
     uplinks = frozenset({ends.out}) if ends.out else firewall.uplinks.get(fam, frozenset())
     if network.forward_dev is not None:
@@ -198,7 +195,7 @@ def _through(
         if ends.destination.version != address.version:
             return
         outside = (address_span(ends.destination),)
-    nat = network.mode is Mode.NAT and (fam is Family.IPV4 or network.nat_ipv6)
+    nat = network.translates(fam)
     out = Packet(
         family=fam,
         iif=frozenset({bridge}),
@@ -267,7 +264,7 @@ def _peers(network: Definition, bridge: IfName, firewall: Firewall) -> Iterator[
     """
     own = network.mode.has_own_bridge
     for fam in Family:
-        addresses = [a for a in network.addresses if family(a) is fam]
+        addresses = [a for a in network.addresses if Family.of(a) is fam]
         if own and not addresses and not (fam is Family.IPV6 and network.guest_ipv6):
             continue
         subnets = tuple(network_span(address.network) for address in addresses) or None

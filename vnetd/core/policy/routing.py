@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import combinations
 
+from vnetd.core.basics import overlap
 from vnetd.core.model import Address, Mode, StaticRoute, Subnet
 from vnetd.core.policy import values
 from vnetd.core.policy.toml_table import Table, nearest
@@ -64,7 +65,7 @@ def check(
                 section.wrong(key, f'has no meaning with mode = "{mode}"', right)
         return
     for item in announced:
-        if mode not in (Mode.ROUTE, Mode.OPEN):
+        if not mode.is_routed:
             right = 'leave it out: it is for mode = "route" and "open"'
             section.wrong("announce", f'has no meaning with mode = "{mode}"', right)
         elif not any(address.version == item.version for address in addresses):
@@ -112,7 +113,7 @@ def _check_route(entry: Table, route: StaticRoute, addresses: Sequence[Address])
     elif any(route.via == address.ip for address in addresses):
         entry.wrong("via", f'"{route.via}" is the host\'s own', "take a guest's address")
     for address in addresses:
-        if _overlap(route.to, address.network):
+        if overlap(route.to, address.network):
             wrong = f'"{route.to}" overlaps "{address}" of this network'
             entry.wrong("to", wrong, "leave it out: the bridge leads there")
 
@@ -133,11 +134,7 @@ def check_together(
     for (one, key, first, before), (two, other, second, after) in combinations(taken, 2):
         if one == two and "routes" in (key, other):
             continue  # within a network a route may be narrower than another
-        if _overlap(before, after):
+        if overlap(before, after):
             whose = "this network" if one == two else f"networks.{one}"
             wrong = f'"{second}" overlaps "{first}" of {whose}'
             sections.at(two).wrong(other, wrong, "take a subnet of its own")
-
-
-def _overlap(one: Subnet, two: Subnet) -> bool:
-    return one.version == two.version and one.overlaps(two)

@@ -13,33 +13,25 @@ from collections.abc import Collection, Iterator, Mapping
 
 from vnetd.core.model import Chain, Family, Ruleset
 from vnetd.core.packets.iptables_text import options
-from vnetd.core.rules.guard import PROTOCOLS, Key, Match, Matches
+from vnetd.core.rules.guard import DADDR, PROTOCOLS, SADDR, Key, Match, Matches
 
 Own = Mapping[Chain, tuple[str, ...]]
 
 _TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
 _MOST_JUMPS = 16
 _KEYS = {
-    Family.IPV4: {
+    family: {
         "-i": Key.IIFNAME,
         "-o": Key.OIFNAME,
-        "-s": Key.IP_SADDR,
-        "-d": Key.IP_DADDR,
+        "-s": SADDR[family],
+        "-d": DADDR[family],
         "-p": Key.PROTOCOL,
         "--sport": Key.SPORT,
         "--dport": Key.DPORT,
-    },
-    Family.IPV6: {
-        "-i": Key.IIFNAME,
-        "-o": Key.OIFNAME,
-        "-s": Key.IP6_SADDR,
-        "-d": Key.IP6_DADDR,
-        "-p": Key.PROTOCOL,
-        "--sport": Key.SPORT,
-        "--dport": Key.DPORT,
-    },
+    }
+    for family in Family
 }
-_OF_FAMILY = frozenset((Key.IP_SADDR, Key.IP_DADDR, Key.IP6_SADDR, Key.IP6_DADDR))
+_OF_FAMILY = frozenset((*SADDR.values(), *DADDR.values()))
 
 
 def passed(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Matches]:
@@ -124,7 +116,7 @@ def _of_family(matches: Matches, family: Family) -> Matches:
     """A match that says nothing of its family would hold for both."""
     if any(match.key in _OF_FAMILY for match in matches):
         return matches
-    return (Match(Key.FAMILY, "ipv4" if family is Family.IPV4 else "ipv6"), *matches)
+    return (Match(Key.FAMILY, f"ipv{family.version}"), *matches)
 
 
 def _concerns(matches: Matches, bridges: Collection[str]) -> bool:

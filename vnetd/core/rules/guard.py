@@ -12,9 +12,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Interface
 
-from vnetd.core.model import Address, Definition, Mode
+from vnetd.core.model import Address, Definition, Family, Mode
 
 TABLE = "vnetd"
 
@@ -35,6 +34,13 @@ class Key(StrEnum):
     CT_STATE = "ct state"
     CT_STATUS = "ct status"
     DADDR_TYPE = "fib daddr type"
+
+
+SADDR = {Family.IPV4: Key.IP_SADDR, Family.IPV6: Key.IP6_SADDR}
+DADDR = {Family.IPV4: Key.IP_DADDR, Family.IPV6: Key.IP6_DADDR}
+
+_NEIGHBOURS = {Family.IPV4: ("224.0.0.0/24", "255.255.255.255"), Family.IPV6: ("ff02::/16",)}
+"""What is meant for those on the same link only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +206,7 @@ def _inbound(network: Definition) -> Iterable[Rule]:
         # Somebody's port forward: it was translated on purpose.
         yield _rule(network, _out(network), Match(Key.CT_STATUS, "dnat"), Verdict.ACCEPT)
         for address in network.addresses:
-            if not _is_translated(network, address):
+            if not network.translates(Family.of(address)):
                 way = [Match(Key.IIFNAME, network.forward_dev)] if network.forward_dev else []
                 yield _rule(network, *way, _out(network), _destination(address), Verdict.ACCEPT)
     yield _rule(network, _out(network), Verdict.REJECT)
@@ -218,13 +224,12 @@ def _outbound(network: Definition) -> Iterable[Rule]:
 def _nat(network: Definition) -> Iterable[Rule]:
     way = [Match(Key.OIFNAME, network.forward_dev)] if network.forward_dev else []
     for address in network.addresses:
-        if not _is_translated(network, address):
+        if not network.translates(Family.of(address)):
             continue
         source = _source(address)
-        v4 = isinstance(address, IPv4Interface)
         # Multicast and broadcast must keep the guest's address: answers could not find the way.
-        for group in ("224.0.0.0/24", "255.255.255.255") if v4 else ("ff02::/16",):
-            to = Match(Key.IP_DADDR if v4 else Key.IP6_DADDR, group)
+        for group in _NEIGHBOURS[Family.of(address)]:
+            to = Match(DADDR[Family.of(address)], group)
             yield _rule(network, source, to, *way, Verdict.RETURN)
         outside = Match(_destination(address).key, str(address.network), negated=True)
         ports = network.nat_ports or (1024, 65535)
@@ -238,7 +243,7 @@ def _nat(network: Definition) -> Iterable[Rule]:
 def _translation(
     network: Definition, address: Address, ports: tuple[int, int] | None
 ) -> Translation:
-    if network.nat_source and isinstance(address, IPv4Interface):
+    if network.nat_source and Family.of(address) is Family.IPV4:
         return Translation(Nat.SNAT, network.nat_source, ports)
     return Translation(Nat.MASQUERADE, None, ports)
 
@@ -270,19 +275,12 @@ def _hairpins(item: Guarded) -> Iterable[Rule]:
             yield _rule(item.definition, _out(item.definition), _source(address), dnat, masquerade)
 
 
-def _is_translated(network: Definition, address: Address) -> bool:
-    """libvirt routes IPv6 of a NAT network, unless <nat ipv6='yes'> says otherwise."""
-    return isinstance(address, IPv4Interface) or network.nat_ipv6
-
-
 def _source(address: Address) -> Match:
-    key = Key.IP_SADDR if isinstance(address, IPv4Interface) else Key.IP6_SADDR
-    return Match(key, str(address.network))
+    return Match(SADDR[Family.of(address)], str(address.network))
 
 
 def _destination(address: Address) -> Match:
-    key = Key.IP_DADDR if isinstance(address, IPv4Interface) else Key.IP6_DADDR
-    return Match(key, str(address.network))
+    return Match(DADDR[Family.of(address)], str(address.network))
 
 
 def _out(network: Definition) -> Match:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Interface
 
-from vnetd.core.model import Address, Chain, Chains, Definition, Family, Mode, Ruleset
+from vnetd.core.model import Address, Chain, Definition, Family, Mode, Ruleset
 
 # Built-in chain → libvirt's chains that it jumps to, in the order in which they must stand: with
 # bridge-nf-call-iptables on, FWX behind FWI would reject guest-to-guest traffic on one bridge.
@@ -52,16 +51,13 @@ def network_rules(network: Definition) -> Mapping[Chain, tuple[str, ...]]:
     if not network.mode.has_rules or network.bridge is None:
         return {}
     rules: dict[Chain, list[str]] = {}
-    families = [Family.IPV4]
-    if network.guest_ipv6 or any(family(address) is Family.IPV6 for address in network.addresses):
-        families.append(Family.IPV6)
 
     def add(fam: Family, table: str, chain: str, *lines: str) -> None:
         rules.setdefault(Chain(fam, table, chain), []).extend(lines)
 
-    for fam in families:
+    for fam in families(network):
         for address in reversed(network.addresses):
-            if family(address) is fam:
+            if Family.of(address) is fam:
                 for chain, lines in _address_rules(network, address).items():
                     add(fam, chain.table, chain.name, *lines)
         reject = "icmp-port-unreachable" if fam is Family.IPV4 else "icmp6-port-unreachable"
@@ -73,17 +69,16 @@ def network_rules(network: Definition) -> Mapping[Chain, tuple[str, ...]]:
             for protocol, port in services:
                 match = f"-p {protocol} -m {protocol} --dport {port}"
                 add(fam, "filter", chain_name, f"{flag} {bridge} {match} -j ACCEPT")
-    served = [item.start for item in network.ranges] + [host.address for host in network.hosts]
-    if any(address.version == 4 for address in served):
+    if Family.IPV4 in network.dhcp_families:
         fill = "-p udp -m udp --dport 68 -j CHECKSUM --checksum-fill"
         add(Family.IPV4, "mangle", "LIBVIRT_PRT", f"-o {network.bridge} {fill}")
     return {chain: tuple(lines) for chain, lines in rules.items()}
 
 
-def stands_in(network: Definition, chains: Chains) -> bool:
-    """Some rule of the network is there."""
-    own = network_rules(network).items()
-    return any(rule in chains.get(chain, ()) for chain, rules in own for rule in rules)
+def families(network: Definition) -> list[Family]:
+    """Those in which libvirt makes rules for it: IPv4 whatever its addresses."""
+    speaks_ipv6 = any(Family.of(address) is Family.IPV6 for address in network.addresses)
+    return list(Family) if speaks_ipv6 or network.guest_ipv6 else [Family.IPV4]
 
 
 def compose(networks: Iterable[Definition]) -> dict[Chain, tuple[str, ...]]:
@@ -120,13 +115,9 @@ def order(networks: Sequence[Definition], ruleset: Ruleset) -> list[Definition]:
     return [network for network in networks if network.name not in named] + best
 
 
-def family(address: Address) -> Family:
-    return Family.IPV4 if isinstance(address, IPv4Interface) else Family.IPV6
-
-
 def _address_rules(network: Definition, address: Address) -> dict[Chain, tuple[str, ...]]:
-    fam, subnet, bridge = family(address), address.network, network.bridge
-    nat = network.mode is Mode.NAT and (fam is Family.IPV4 or network.nat_ipv6)
+    fam, subnet, bridge = Family.of(address), address.network, network.bridge
+    nat = network.translates(fam)
     if network.mode is Mode.ISOLATED:
         return {}
     source_dev = f" -i {network.forward_dev}" if network.forward_dev else ""
@@ -169,6 +160,6 @@ def _services(
         tftp = (("udp", 69),) if network.tftp else ()
         yield "LIBVIRT_INP", "-i", (*tftp, *dns, ("udp", 67), ("tcp", 67))
         yield "LIBVIRT_OUT", "-o", (*tftp, *dns, ("udp", 68), ("tcp", 68))
-    elif any(family(address) is Family.IPV6 for address in network.addresses):
+    elif any(Family.of(address) is Family.IPV6 for address in network.addresses):
         yield "LIBVIRT_INP", "-i", (("udp", 547), *dns)
         yield "LIBVIRT_OUT", "-o", (("udp", 546), *dns)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vnetd.core.model import Address, Chain, Chains, Definition, Family, Mode, Ruleset
+from vnetd.core.model import Address, Chain, Definition, Family, Mode, Ruleset
 from vnetd.core.rules import repair
-from vnetd.core.rules.iptables import family
+from vnetd.core.rules.iptables import families
 
 TABLE = "libvirt_network"
 MARK = ' comment "vnetd"'
@@ -64,13 +64,10 @@ def network_rules(network: Definition) -> dict[Chain, tuple[str, ...]]:
     if not network.mode.has_rules or network.bridge is None:
         return {}
     bridge = network.bridge
-    families = [Family.IPV4]
-    if network.guest_ipv6 or any(family(address) is Family.IPV6 for address in network.addresses):
-        families.append(Family.IPV6)
     rules: dict[Chain, list[str]] = {}
-    for fam in families:
+    for fam in families(network):
         for address in reversed(network.addresses):
-            if family(address) is fam and network.mode is not Mode.ISOLATED:
+            if Family.of(address) is fam and network.mode is not Mode.ISOLATED:
                 for name, lines in _address_rules(network, address).items():
                     rules.setdefault(Chain(fam, TABLE, name), []).extend(lines)
         for name, line in (
@@ -80,12 +77,6 @@ def network_rules(network: Definition) -> dict[Chain, tuple[str, ...]]:
         ):
             rules.setdefault(Chain(fam, TABLE, name), []).append(line)
     return {chain: tuple(lines) for chain, lines in rules.items()}
-
-
-def stands_in(network: Definition, chains: Chains) -> bool:
-    """Some rule of the network is there."""
-    own = network_rules(network).items()
-    return any(rule in chains.get(chain, ()) for chain, rules in own for rule in rules)
 
 
 def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
@@ -192,9 +183,9 @@ def script(
 
 
 def _address_rules(network: Definition, address: Address) -> dict[str, tuple[str, ...]]:
-    fam, bridge = family(address), network.bridge
+    fam, bridge = Family.of(address), network.bridge
     subnet = _printed(address)
-    nat = network.mode is Mode.NAT and (fam is Family.IPV4 or network.nat_ipv6)
+    nat = network.translates(fam)
     came = f'iifname "{network.forward_dev}" ' if network.forward_dev else ""
     goes = f'oifname "{network.forward_dev}" ' if network.forward_dev else ""
     state = "ct state established,related"
