@@ -56,6 +56,22 @@ def test_the_guest_gets_out_behind_the_hosts_address(own_box: Hypervisor) -> Non
     assert (outage.lost, outage.sources) == (0, [UPLINK])
 
 
+def test_the_guest_gets_out_beside_docker(own_box: Hypervisor) -> None:
+    box = own_box
+    box.sh(
+        "iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN;"
+        "iptables -A FORWARD -j DOCKER-USER; iptables -P FORWARD DROP"
+    )
+    box.wait_until(lambda: "vnetd:own" in box.run("iptables-save"), what="vnetd's accepts")
+    box.wait_for_state("converged")
+    assert box.pings("g1", WAN)
+    box.sh(
+        "iptables -P FORWARD ACCEPT; iptables -D FORWARD -j DOCKER-USER;"
+        "iptables -F DOCKER-USER; iptables -X DOCKER-USER"
+    )
+    box.wait_for_state("converged")
+
+
 def test_the_port_is_reached_from_everywhere(own_box: Hypervisor) -> None:
     box = own_box
     other = box.guest("vbown", "10.80.0.30/24", gateway="10.80.0.1")

@@ -25,7 +25,7 @@ from vnetd.core.model import (
     Proxy,
     StaticRoute,
 )
-from vnetd.core.policy import Announce, NetworkPolicy, Policy
+from vnetd.core.policy import Announce, Firewall, NetworkPolicy, Policy
 
 ETH0, ETH1, BRIDGE = IfName("eth0"), IfName("eth1"), IfName("vblab")
 LAN = ip_network("2001:db8:1::/64")
@@ -130,6 +130,12 @@ def test_without_an_uplink_the_network_waits_for_one() -> None:
 )
 def test_what_the_router_must_know(live: Definition, commands: list[str]) -> None:
     assert [text for _, text in announce.for_the_router(POLICY, live, SEEN)] == commands
+
+
+def test_the_router_need_not_know_what_vnetds_own_rules_translate() -> None:
+    own = replace(POLICY.networks["lab"], mode=Mode.NAT, firewall=Firewall.VNETD)
+    live = replace(LIVE, mode=Mode.OPEN, addresses=LIVE.addresses[:1])
+    assert announce.for_the_router(Policy(networks={"lab": own}), live, SEEN) == []
 
 
 def test_routes_and_proxies_survive_their_messages() -> None:

@@ -9,12 +9,14 @@ import pytest
 
 from tests.unit.test_packets import LAB, recorded
 from vnetd.core import foreign
+from vnetd.core.diff import diff
 from vnetd.core.keep import coexist
-from vnetd.core.model import Family, IfName, Mode
+from vnetd.core.model import Family, IfName, Libvirt, Mode, Network, Observed
 from vnetd.core.packets import iptables_text
 from vnetd.core.packets.evaluate import Index, decide
 from vnetd.core.packets.firewall import Firewall, Hook, Layer, Packet, Tool
-from vnetd.core.policy import Coexist
+from vnetd.core.policy import Coexist, NetworkPolicy, Policy
+from vnetd.core.policy import Firewall as OwnFirewall
 from vnetd.core.rules import iptables
 
 QUIET = replace(
@@ -84,6 +86,21 @@ def test_a_tool_that_is_not_allowed_is_reported() -> None:
     terms = coexist.terms(frozenset({Coexist.UFW}), (LAB,), firewall)
     assert terms.drift == ()
     assert {block.owner for block in terms.left} == {"docker"}
+
+
+def test_a_nat_network_with_vnetds_own_rules_is_one_to_others_too() -> None:
+    """libvirt runs it in open mode, and of open networks nothing is said."""
+    own = NetworkPolicy("lab", Mode.NAT, LAB.bridge, firewall=OwnFirewall.VNETD)
+    live = replace(LAB, mode=Mode.OPEN)
+    libvirt = Libvirt("11.3.0", 1, {"lab": Network("lab", live, live, autostart=True)})
+    seen = Observed(libvirt=libvirt, filters=recorded("docker-20.10.24", Tool.LEGACY))
+    (item,) = [x for x in diff(Policy(networks={"lab": own}), seen).drift if x.source == "filters"]
+    assert isinstance(item, coexist.AcceptsDiffer)
+    assert item.place.chain == "DOCKER-USER"
+    assert "new connections to outside" in item.why
+    foreign_open = replace(own, mode=Mode.OPEN, firewall=OwnFirewall.LIBVIRT)
+    found = diff(Policy(networks={"lab": foreign_open}), seen)
+    assert [x for x in found.drift if x.source == "filters"] == []
 
 
 def test_accepts_go_with_their_network_and_with_the_permission() -> None:

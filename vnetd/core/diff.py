@@ -86,7 +86,8 @@ def diff(policy: Policy, observed: Observed, remembered: Ruleset | None = None) 
     if observed.filters is not None:
         firewall = foreign.with_libvirts(observed.filters, libvirts or {})
         back_soon = {network.name for network in starting}
-        for item in coexist.diff(policy.coexist, kept, firewall):
+        meant = [policy.meant(live) for live in kept]
+        for item in coexist.diff(policy.coexist, meant, firewall):
             # Its guests may be on the bridge before libvirt is through with the start.
             if not (isinstance(item, NetworkDrift) and item.network in back_soon):
                 found.append(item)

@@ -307,12 +307,9 @@ def _guard(policy: Policy, observed: Observed, definition: Definition | None) ->
         return ""
     name = definition.name
     on = policy.keeps(name) and guard.is_guarded(policy, observed.libvirt, definition)
-    return ("on" if on else "off") if _mode(policy, name, definition).has_guard else ""
+    return ("on" if on else "off") if policy.meant(definition).mode.has_guard else ""
 
 
 def _mode(policy: Policy, network: str, definition: Definition | None) -> Mode:
-    want = policy.networks.get(network)
-    if definition is not None and (want is None or definition.mode is not want.libvirts_mode):
-        return definition.mode
-    assert want is not None, "a network is known from libvirt or from the policy"
-    return want.mode
+    """Known from libvirt, or from the policy."""
+    return policy.meant(definition).mode if definition else policy.networks[network].mode

@@ -156,7 +156,7 @@ def _steps(
     if live is None:
         yield _blocked("network", f"{asked.network} is not active", _start(asked.network))
         return
-    yield Step(at="network", text=f"{live.name} is active, mode {live.mode}")
+    yield Step(at="network", text=f"{live.name} is active, mode {policy.meant(live).mode}")
     if live.bridge is None:
         yield Step(at="bridge", text="guests are not on a bridge of the host: no further look")
         return
@@ -175,14 +175,14 @@ def _steps(
         elif asked.destination is not None:
             wrong = "the network is isolated: guests reach the host and each other only"
             yield _blocked("route", wrong, 'give it mode = "nat" or "route"')
-    yield from _firewall(asked, live, observed, found, scene)
+    yield from _firewall(asked, live, policy, observed, found, scene)
 
 
 def _bridge(live: Definition, bridge: IfName, links: Mapping[IfName, Link]) -> Step:
     link = links.get(bridge)
     own = live.mode.has_own_bridge
     if link is None:
-        cure = f"restart the network: {_start(live.name)}" if own else "make the bridge"
+        cure = f"restart the network: {_restart(live.name)}" if own else "make the bridge"
         return _blocked("bridge", f"{bridge} does not exist", cure)
     if not link.up:
         return _blocked("bridge", f"{bridge} is down", f"ip link set {bridge} up")
@@ -233,7 +233,7 @@ def _dnsmasq(live: Definition, scene: Scene) -> Iterator[Step]:
     deaf = [port for port in ports if port not in scene.listening]
     if deaf:
         wrong = f"dnsmasq[{scene.dnsmasq}] does not listen on UDP {', '.join(map(str, deaf))}"
-        yield _blocked("dnsmasq", wrong, f"restart the network: {_start(live.name)}")
+        yield _blocked("dnsmasq", wrong, f"restart the network: {_restart(live.name)}")
     else:
         yield Step(at="dnsmasq", text=f"dnsmasq[{scene.dnsmasq}] listens")
 
@@ -310,17 +310,21 @@ def _router(
 
 
 def _firewall(
-    asked: Question, live: Definition, observed: Observed, found: Diff, scene: Scene
+    asked: Question,
+    live: Definition,
+    policy: Policy,
+    observed: Observed,
+    found: Diff,
+    scene: Scene,
 ) -> Iterator[Step]:
     firewall = observed.filters
     if firewall is None:
         return
-    kept = (
-        [n.live for n in observed.libvirt.networks.values() if n.live] if observed.libvirt else []
-    )
+    networks = observed.libvirt.networks.values() if observed.libvirt else ()
+    kept = [network.live for network in networks if network.live]
     ends = flows.Ends(destination=asked.destination, out=scene.out)
     right = foreign.with_libvirts(firewall, found.chains or {})
-    ways = flows.of_network(live, right, kept, ends)
+    ways = flows.of_network(policy.meant(live), right, kept, ends)
     yield from _libvirts(live, observed, found, ways)
     told: dict[str, dict[str, Step]] = {}
     for way in ways:
@@ -401,7 +405,7 @@ def _libvirts(
     dead = list(_dead_rules(live, firewall))
     for rule in dead:
         wrong = f"libvirt's rule is bound to an interface that is gone: {rule.text}"
-        cure = f"restart libvirt's network daemon, or the network: {_start(live.name)}"
+        cure = f"restart libvirt's network daemon, or the network: {_restart(live.name)}"
         yield Step(
             at="libvirt's rules",
             word=Word.BLOCKED,
@@ -440,3 +444,7 @@ def _blocked(at: str, text: str, cure: str) -> Step:
 
 def _start(network: str) -> str:
     return f"virsh net-start {network}"
+
+
+def _restart(network: str) -> str:
+    return f"virsh net-destroy {network}; virsh net-start {network}"

@@ -146,8 +146,9 @@ def for_the_router(policy: Policy, live: Definition, observed: Observed) -> list
     want = policy.networks.get(live.name)
     announced = {kind.version for kind in want.announce} if want else set()
     found: list[tuple[int, str]] = []
+    meant = policy.meant(live)
     for address in live.addresses:
-        outside = live.mode.is_forwarded and not live.translates(Family.of(address))
+        outside = meant.mode.is_forwarded and not meant.translates(Family.of(address))
         if outside and address.version not in announced and observed.routes is not None:
             via = _seen_from_router(live, address.version, observed)
             flag = " -6" if address.version == 6 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vnetd.core.actions import Action
 from vnetd.core.drift import Drift, NetworkDrift
@@ -108,8 +108,8 @@ def _guarded(policy: Policy, libvirt: Libvirt, live: Definition) -> guard.Guarde
     if want is not None and want.firewall is Firewall.VNETD:
         if live.mode is not Mode.OPEN:
             return None  # not restarted yet: libvirt's own rules stand
-        meant = replace(live, mode=want.mode)
-        return guard.Guarded(meant, alone=True, forwards=tuple(_forwards(want, libvirt)))
+        forwards = tuple(_forwards(want, libvirt))
+        return guard.Guarded(policy.meant(live), alone=True, forwards=forwards)
     if not live.mode.has_guard or (want is not None and not want.guard):
         return None
     return guard.Guarded(live)

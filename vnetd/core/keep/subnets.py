@@ -65,7 +65,7 @@ def diff(policy: Policy, kept: Sequence[Definition], observed: Observed) -> Iter
             (*subnets, *(route.to for route in static)),
             _bridges(want, _network(live.name, observed), observed),
             want,
-            live.mode.is_routed,
+            policy.meant(live).mode.is_routed,
         )
         for text in _clashes(claim, policy, observed):
             yield Conflict(network_object(live.name), text)

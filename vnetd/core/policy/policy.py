@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import tomli
 
 from vnetd.core.memo import of_the_same
-from vnetd.core.model import Asked, IfName
+from vnetd.core.model import Asked, Definition, IfName
 from vnetd.core.policy import bridges, networks, retention, values
 from vnetd.core.policy.bridges import BridgePolicy
 from vnetd.core.policy.networks import NetworkPolicy
@@ -59,6 +59,15 @@ class Policy:
     def keeps(self, network: str) -> bool:
         """Managed, or protected: libvirt's own definition is then what must be."""
         return network in self.networks or self.unlisted is Unlisted.PROTECT
+
+    def meant(self, live: Definition) -> Definition:
+        """libvirt runs a network in open mode whose rules are vnetd's: to everybody but libvirt it
+        is what the policy says.
+        """
+        want = self.networks.get(live.name)
+        if want is None or want.mode is live.mode or want.libvirts_mode is not live.mode:
+            return live
+        return replace(live, mode=want.mode)
 
     @property
     @of_the_same
