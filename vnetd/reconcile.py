@@ -227,8 +227,9 @@ class Reconciler:
                 self._unread.pop(source, None)
                 if source is Source.LIBVIRT and self._running != running:
                     # Of a network that has stopped since the last look at rules, all would seem
-                    # left over; of one that has started, all would seem to be missing.
-                    wanted.add(Source.FIREWALL)
+                    # left over; of one that has started, all would seem to be missing, and its
+                    # dnsmasq dead.
+                    wanted |= {Source.FIREWALL, Source.DNSMASQ}
             except BackendError as error:
                 failure = self._unread.setdefault(source, Failure(""))
                 if failure.why != str(error):

@@ -359,6 +359,19 @@ async def test_rules_are_not_judged_by_what_stood_before_a_network_started(w: Wo
 
 
 @world
+async def test_its_dnsmasq_is_looked_for_when_a_network_has_started(w: World) -> None:
+    (dnsmasq,) = [b for b in w.host.backends if b.source is Source.DNSMASQ]
+    w.host.stop("a")
+    w.reconciler.pause(60)
+    await w.look()
+    w.host.start("a")
+    before = dnsmasq.looks
+    await w.look(Source.LIBVIRT)
+    await w.look(Source.LIBVIRT)
+    assert dnsmasq.looks == before + 1
+
+
+@world
 async def test_a_fight_is_told_once_and_slows_down(w: World) -> None:
     for _ in range(200):
         w.host.flush()

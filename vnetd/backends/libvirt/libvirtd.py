@@ -99,6 +99,7 @@ class Libvirtd:
             self._ports.forget()
         recorded = _recorded()
         seen = await self._networks.read(lambda c: calls.read(c, asked), "reading networks")
+        recorded |= _recorded()  # of those that have started meanwhile
         try:
             taps = await self._domains.read(calls.taps, "reading domains")
             failed = await self._domains.read(calls.failed, "reading domains")
