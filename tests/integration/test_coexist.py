@@ -175,6 +175,7 @@ def test_guests_get_through_beside_firewalld(box: Hypervisor, guest: str, script
     box.sh(script)
     box.wait_until(lambda: zone(box, "vblab") == "libvirt", what="the bridge in its zone")
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out again")
+    box.wait_until_quiet("vnetd", seconds=1)  # libvirt rewrites its rules after a reload
     box.wait_for_state("converged")
     works(box, guest)
 
