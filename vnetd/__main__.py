@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import faulthandler
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ _AGAIN_SECONDS = 2.0
 
 
 def main() -> int:
+    faulthandler.enable()  # of a crash in a C library: which call of whose it was
     arguments = parser().parse_args()
     journal.set_up(arguments.log_level)
     state = Path(os.environ.get("STATE_DIRECTORY", "/var/lib/vnetd"))

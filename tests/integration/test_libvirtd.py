@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.lab.hypervisor import WAN, Hypervisor
+from tests.long import LONG
 
 SLOW_HOOK = "#!/bin/sh\n[ \"$1 $2\" != 'slow started' ] || sleep 8\n"
 SLOW = """
@@ -41,6 +42,21 @@ def test_rules_and_taps_are_healed_while_libvirtd_hangs(box: Hypervisor, guest: 
     box.sh("rm -f /run/libvirt/network/touched")
     box.wait_until(lambda: box.state() == "converged", seconds=60, what="state converged")
     assert box.rules() == good
+
+
+@pytest.mark.skipif(not LONG, reason="minutes")
+def test_vnetd_outlives_a_daemon_that_hangs_until_its_connections_are_given_up(
+    box: Hypervisor,
+) -> None:
+    """Calls wait for answers, libvirt's client gives up meanwhile, and then answers come."""
+    for _ in range(4):
+        box.signal("libvirtd", signal.SIGSTOP)
+        try:
+            box.sh("for _ in $(seq 25); do touch /run/libvirt/network/touched; sleep 1; done")
+        finally:
+            box.signal("libvirtd", signal.SIGCONT)
+        box.sh("rm -f /run/libvirt/network/touched")
+        box.wait_for_state("converged")
 
 
 def test_a_network_that_is_long_in_starting_is_no_fault(box: Hypervisor) -> None:

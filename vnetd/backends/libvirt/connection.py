@@ -65,17 +65,14 @@ class Connection:
         self._uri = uri
         self._network_events = tuple(network_events)
         self._domain_events = tuple(domain_events)
-        self._handle: Any = None
+        self._open_now: _Open | None = None
+        self._closing: set[asyncio.Future[None]] = set()
         self._why = "not connected yet"
         self._tried = asyncio.Event()
-        self._over = False
         self._idle = False
         self._news = asyncio.Event()
         """Of the connection itself: it is over, or need not be."""
         self._woken = asyncio.Event()
-        self._one_call = asyncio.Lock()
-        self._hangs = ""
-        """What it said nothing to, until it does."""
         self._tell: Tell | None = None
 
     async def keep(
@@ -89,7 +86,7 @@ class Connection:
         attempt = 0
         while True:
             try:
-                events = await self._open(tell)
+                opened = await self._open(tell)
             except BackendError as error:
                 self._lost(str(error), tell)
                 attempt += 1
@@ -100,9 +97,11 @@ class Connection:
             tell("libvirt answers", everything=True)
             tasks = [asyncio.ensure_future(work()) for work in meanwhile]
             try:
-                await self._serve()
-                self._handle = None
-                await in_thread(events.close)
+                await self._serve(opened)
+                self._open_now = None
+                closing = asyncio.ensure_future(opened.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
                 if self.resting:
                     self._why = f"{self._uri} is called back"
                     await self._woken.wait()
@@ -147,29 +146,29 @@ class Connection:
             if isinstance(unanswered, NotConnected):
                 raise unanswered
 
-    def _connected(self) -> Any:
-        if self._handle is None:
+    def _connected(self) -> _Open:
+        if self._open_now is None:
             raise NotConnected(self._why)
-        return self._handle
+        return self._open_now
 
     async def _begin(self, work: Callable[[Any], _T], what: str) -> asyncio.Future[_T]:
         self.wake()
-        handle = self._connected()
-        if self._hangs:
-            raise NotConnected(self._hangs)
+        opened = self._connected()
+        if opened.hangs:
+            raise NotConnected(opened.hangs)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self._one_call.acquire()
+                await opened.one_call.acquire()
         except TimeoutError:
             raise await self._unanswered(what) from None
-        call = asyncio.ensure_future(in_thread(lambda: work(handle)))
-        late = asyncio.get_running_loop().call_later(_LONGEST_CALL_SECONDS, self._end)
+        call = asyncio.ensure_future(in_thread(lambda: work(opened.connection)))
+        late = asyncio.get_running_loop().call_later(_LONGEST_CALL_SECONDS, opened.end)
         began = asyncio.get_running_loop().time()
 
         def ended(call: asyncio.Future[_T]) -> None:
             late.cancel()
-            self._hangs = ""
-            self._one_call.release()
+            opened.hangs = ""
+            opened.one_call.release()
             _ = call.cancelled() or call.exception()  # nobody may be waiting for it any more
             took = asyncio.get_running_loop().time() - began
             if took > _PATIENCE_SECONDS and self._tell is not None:
@@ -180,15 +179,15 @@ class Connection:
 
     async def _unanswered(self, what: str) -> BackendError:
         """Whether the daemon hangs, or is just long about it."""
-        handle = self._connected()
-        ping = asyncio.ensure_future(in_thread(handle.getLibVersion))
+        opened = self._connected()
+        ping = asyncio.ensure_future(in_thread(lambda: _ping(self._uri)))
         ping.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait([ping], timeout=_PING_SECONDS)
         waited = f"{what}: libvirt has given no answer for {_PATIENCE_SECONDS:.0f} s"
         if done and ping.exception() is None:
             return Busy(f"{waited}; it is busy")
-        self._hangs = f"{waited}, and does not answer anything else"
-        return NotConnected(self._hangs)
+        opened.hangs = f"{waited}, and does not answer anything else"
+        return NotConnected(opened.hangs)
 
     def _lost(self, why: str, tell: Tell) -> None:
         self._tried.set()
@@ -196,31 +195,30 @@ class Connection:
             self._why = why
             tell(why)
 
-    async def _open(self, tell: Tell) -> _Events:
+    async def _open(self, tell: Tell) -> _Open:
         # Against a stopped daemon open() hangs for ever, and only in its own thread.
         opening = asyncio.ensure_future(in_thread(lambda: _open(self._uri)))
         done, _ = await asyncio.wait([opening], timeout=_PATIENCE_SECONDS)
         if not done:
             self._lost(f"{self._uri} does not answer", tell)
         try:
-            handle, self.read_only = await opening
+            connection, self.read_only = await opening
         except libvirt.libvirtError as error:
             raise NotConnected(error.get_error_message() or str(error)) from error
-        self._over = False
-        events = _Events(handle, asyncio.get_running_loop(), tell, self._end)
+        opened = _Open(connection, asyncio.get_running_loop(), tell, self._news)
         try:
-            await in_thread(lambda: events.register(self._network_events, self._domain_events))
+            await in_thread(lambda: opened.register(self._network_events, self._domain_events))
         except libvirt.libvirtError as error:
-            await in_thread(events.close)
+            await opened.close()
             raise NotConnected(error.get_error_message() or str(error)) from error
-        self._handle = handle
+        self._open_now = opened
         self._why = ""
         self.session += 1
-        return events
+        return opened
 
-    async def _serve(self) -> None:
+    async def _serve(self, opened: _Open) -> None:
         """Until the connection is lost, could be a better one, or need not be."""
-        while not self._over:
+        while not opened.over:
             wait = _ASK_AGAIN_SECONDS if self.read_only else None
             wait = _REST_AFTER_SECONDS if self._idle else wait
             try:
@@ -232,10 +230,6 @@ class Connection:
                 self._woken.clear()
                 if self._idle or await in_thread(lambda: _may_write(self._uri)):
                     return
-
-    def _end(self) -> None:
-        self._over = True
-        self._news.set()
 
 
 def _open(uri: str) -> tuple[Any, bool]:
@@ -249,6 +243,10 @@ def _open(uri: str) -> tuple[Any, bool]:
             return libvirt.openReadOnly(uri), True
         except libvirt.libvirtError:
             raise error from None
+
+
+def _ping(uri: str) -> None:
+    _open(uri)[0].getLibVersion()
 
 
 def _may_write(uri: str) -> bool:
@@ -266,25 +264,30 @@ def _result(call: asyncio.Future[_T], what: str) -> _T:
         raise BackendError(f"{what}: {error.get_error_message()}") from error
 
 
-class _Events:
-    """libvirt's callbacks run in its event thread: they only hand the news to the loop."""
+class _Open:
+    """One connection, from its open to its close. One call at a time, and none while it is closed:
+    where libvirt's client loses its connection under two threads that wait for answers, it writes
+    into the stack of the one that has left (virNetClientIOEventLoop, seen with 9.0).
+
+    libvirt's callbacks run in its event thread: they only hand the news to the loop.
+    """
 
     def __init__(
-        self,
-        connection: Any,
-        loop: asyncio.AbstractEventLoop,
-        tell: Tell,
-        closed: Callable[[], None],
+        self, connection: Any, loop: asyncio.AbstractEventLoop, tell: Tell, news: asyncio.Event
     ) -> None:
-        self._connection = connection
+        self.connection = connection
+        self.one_call = asyncio.Lock()
+        self.hangs = ""
+        """What it said nothing to, until it does."""
+        self.over = False
         self._loop = loop
         self._tell = tell
-        self._closed = closed
+        self._news = news
         self._networks: list[int] = []
         self._domains: list[int] = []
 
     def register(self, network_events: Iterable[int], domain_events: Iterable[int]) -> None:
-        connection = self._connection
+        connection = self.connection
         connection.registerCloseCallback(self._on_close, None)
         connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
         for event in network_events:
@@ -296,18 +299,27 @@ class _Events:
                 connection.domainEventRegisterAny(None, event, self._on_domain, None)
             )
 
-    def close(self) -> None:
+    def end(self) -> None:
+        self.over = True
+        self._news.set()
+
+    async def close(self) -> None:
+        """After the call that is under way, if it is ever answered."""
+        async with self.one_call:
+            await in_thread(self._close)
+
+    def _close(self) -> None:
         """Each step by itself: on a dead connection all of them fail, and let go all the same."""
         with suppress(libvirt.libvirtError):
-            self._connection.unregisterCloseCallback()
+            self.connection.unregisterCloseCallback()
         for callback in self._networks:
             with suppress(libvirt.libvirtError):
-                self._connection.networkEventDeregisterAny(callback)
+                self.connection.networkEventDeregisterAny(callback)
         for callback in self._domains:
             with suppress(libvirt.libvirtError):
-                self._connection.domainEventDeregisterAny(callback)
+                self.connection.domainEventDeregisterAny(callback)
         with suppress(libvirt.libvirtError):
-            self._connection.close()
+            self.connection.close()
 
     def _on_network(self, _connection: Any, network: Any, event: int, *_rest: Any) -> None:
         what = {
@@ -323,7 +335,7 @@ class _Events:
 
     def _on_close(self, _connection: Any, _reason: int, _opaque: Any) -> None:
         with suppress(RuntimeError):  # the loop has ended before the connection
-            self._loop.call_soon_threadsafe(self._closed)
+            self._loop.call_soon_threadsafe(self.end)
 
     def _hand_over(
         self, reason: str, cause: Cause | None = None, writing: bool | None = None
