@@ -65,7 +65,7 @@ class Connection:
         self._uri = uri
         self._network_events = tuple(network_events)
         self._domain_events = tuple(domain_events)
-        self._open_now: _Open | None = None
+        self._current: _Session | None = None
         self._closing: set[asyncio.Future[None]] = set()
         self._why = "not connected yet"
         self._tried = asyncio.Event()
@@ -86,7 +86,7 @@ class Connection:
         attempt = 0
         while True:
             try:
-                opened = await self._open(tell)
+                session = await self._open(tell)
             except BackendError as error:
                 self._lost(str(error), tell)
                 attempt += 1
@@ -97,9 +97,9 @@ class Connection:
             tell("libvirt answers", everything=True)
             tasks = [asyncio.ensure_future(work()) for work in meanwhile]
             try:
-                await self._serve(opened)
-                self._open_now = None
-                closing = asyncio.ensure_future(opened.close())
+                await self._serve(session)
+                self._current = None
+                closing = asyncio.ensure_future(session.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
                 if self.resting:
@@ -146,29 +146,29 @@ class Connection:
             if isinstance(unanswered, NotConnected):
                 raise unanswered
 
-    def _connected(self) -> _Open:
-        if self._open_now is None:
+    def _connected(self) -> _Session:
+        if self._current is None:
             raise NotConnected(self._why)
-        return self._open_now
+        return self._current
 
     async def _begin(self, work: Callable[[Any], _T], what: str) -> asyncio.Future[_T]:
         self.wake()
-        opened = self._connected()
-        if opened.hangs:
-            raise NotConnected(opened.hangs)
+        session = self._connected()
+        if session.hangs:
+            raise NotConnected(session.hangs)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                await opened.one_call.acquire()
+                await session.one_call.acquire()
         except TimeoutError:
             raise await self._unanswered(what) from None
-        call = asyncio.ensure_future(in_thread(lambda: work(opened.connection)))
-        late = asyncio.get_running_loop().call_later(_LONGEST_CALL_SECONDS, opened.end)
+        call = asyncio.ensure_future(in_thread(lambda: work(session.connection)))
+        late = asyncio.get_running_loop().call_later(_LONGEST_CALL_SECONDS, session.end)
         began = asyncio.get_running_loop().time()
 
         def ended(call: asyncio.Future[_T]) -> None:
             late.cancel()
-            opened.hangs = ""
-            opened.one_call.release()
+            session.hangs = ""
+            session.one_call.release()
             _ = call.cancelled() or call.exception()  # nobody may be waiting for it any more
             took = asyncio.get_running_loop().time() - began
             if took > _PATIENCE_SECONDS and self._tell is not None:
@@ -179,15 +179,15 @@ class Connection:
 
     async def _unanswered(self, what: str) -> BackendError:
         """Whether the daemon hangs, or is just long about it."""
-        opened = self._connected()
+        session = self._connected()
         ping = asyncio.ensure_future(in_thread(lambda: _ping(self._uri)))
         ping.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait([ping], timeout=_PING_SECONDS)
         waited = f"{what}: libvirt has given no answer for {_PATIENCE_SECONDS:.0f} s"
         if done and ping.exception() is None:
             return Busy(f"{waited}; it is busy")
-        opened.hangs = f"{waited}, and does not answer anything else"
-        return NotConnected(opened.hangs)
+        session.hangs = f"{waited}, and does not answer anything else"
+        return NotConnected(session.hangs)
 
     def _lost(self, why: str, tell: Tell) -> None:
         self._tried.set()
@@ -195,7 +195,7 @@ class Connection:
             self._why = why
             tell(why)
 
-    async def _open(self, tell: Tell) -> _Open:
+    async def _open(self, tell: Tell) -> _Session:
         # Against a stopped daemon open() hangs for ever, and only in its own thread.
         opening = asyncio.ensure_future(in_thread(lambda: _open(self._uri)))
         done, _ = await asyncio.wait([opening], timeout=_PATIENCE_SECONDS)
@@ -205,20 +205,20 @@ class Connection:
             connection, self.read_only = await opening
         except libvirt.libvirtError as error:
             raise NotConnected(error.get_error_message() or str(error)) from error
-        opened = _Open(connection, asyncio.get_running_loop(), tell, self._news)
+        session = _Session(connection, asyncio.get_running_loop(), tell, self._news)
         try:
-            await in_thread(lambda: opened.register(self._network_events, self._domain_events))
+            await in_thread(lambda: session.register(self._network_events, self._domain_events))
         except libvirt.libvirtError as error:
-            await opened.close()
+            await session.close()
             raise NotConnected(error.get_error_message() or str(error)) from error
-        self._open_now = opened
+        self._current = session
         self._why = ""
         self.session += 1
-        return opened
+        return session
 
-    async def _serve(self, opened: _Open) -> None:
+    async def _serve(self, session: _Session) -> None:
         """Until the connection is lost, could be a better one, or need not be."""
-        while not opened.over:
+        while not session.over:
             wait = _ASK_AGAIN_SECONDS if self.read_only else None
             wait = _REST_AFTER_SECONDS if self._idle else wait
             try:
@@ -246,6 +246,7 @@ def _open(uri: str) -> tuple[Any, bool]:
 
 
 def _ping(uri: str) -> None:
+    """By a connection of its own, which ends here, in the thread that this is called in."""
     _open(uri)[0].getLibVersion()
 
 
@@ -264,7 +265,7 @@ def _result(call: asyncio.Future[_T], what: str) -> _T:
         raise BackendError(f"{what}: {error.get_error_message()}") from error
 
 
-class _Open:
+class _Session:
     """One connection, from its open to its close. One call at a time, and none while it is closed:
     where libvirt's client loses its connection under two threads that wait for answers, it writes
     into the stack of the one that has left (virNetClientIOEventLoop, seen with 9.0).
