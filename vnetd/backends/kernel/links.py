@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -131,7 +131,7 @@ class Links:
             values["address"] = action.mac
         if action.mtu is not None:
             values["mtu"] = action.mtu
-        with _telling_neighbours(action.bridge):
+        with _telling_neighbours(action.bridge) if action.mac is not None else nullcontext():
             ipr.link("set", index=index, **values)
 
     def _make_bridge(self, action: RemakeBridge) -> None:
