@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
+from dataclasses import replace
 from functools import partial
 
-from tests.faults.catalogue import bus
-from tests.faults.catalogue.callers import harassment, with_polkit
+from tests.faults.catalogue import bus, callers
 from tests.faults.fault import Fault
 from tests.lab.hypervisor import CACHE, Hypervisor
 
@@ -18,8 +17,29 @@ class OnBroker(Hypervisor):
         return self.python("-m", "tests.lab.broker", str(_BROKER))
 
 
-on_broker = partial(with_polkit, make=OnBroker)
-_harassment = partial(harassment, host=on_broker, on="broker-")
+on_broker = partial(callers.with_polkit, make=OnBroker)
+
+_OF_ANY_BUS = (
+    "bus-restarted",
+    "bus-killed",
+    "bus-name-taken",
+    "caller-giant",
+    "caller-flood",
+    "caller-vanish",
+    "caller-fuzz",
+)
+_CROWD = callers.harassment(
+    "300 connections of one user, who lets all others on the bus wait",
+    "alice",
+    "crowd",
+    others_wait=True,
+)
+
+
+def _on_broker(fault: Fault) -> Fault:
+    id_ = f"broker-{fault.id.removeprefix('bus-')}"
+    return replace(fault, id=id_, host=on_broker, long=True)
+
 
 FAULTS = (
     Fault(
@@ -29,38 +49,6 @@ FAULTS = (
         host=on_broker,
         long=True,
     ),
-    Fault(
-        "broker-restarted",
-        "the bus is restarted, and rules are flushed meanwhile",
-        partial(bus.restarted, signal.SIGTERM),
-        restarts=("libvirtd",),
-        host=on_broker,
-        long=True,
-    ),
-    Fault(
-        "broker-killed",
-        "the bus is killed, and rules are flushed meanwhile",
-        partial(bus.restarted, signal.SIGKILL),
-        restarts=("libvirtd",),
-        host=on_broker,
-        long=True,
-    ),
-    Fault(
-        "broker-name-taken",
-        "somebody else has vnetd's name on the bus, and rules are flushed",
-        bus.name_taken,
-        restarts=("vnetd",),
-        host=on_broker,
-        long=True,
-    ),
-    _harassment("messages as long as the bus lets through", "alice", "giant"),
-    _harassment("calls as fast as the bus takes them", "alice", "flood"),
-    _harassment(
-        "300 connections of one user, who lets all others on the bus wait",
-        "alice",
-        "crowd",
-        others_wait=True,
-    ),
-    _harassment("callers who vanish in the middle of a call", "alice", "vanish"),
-    _harassment("arguments of all kinds for all methods", "lab-user", "fuzz"),
+    *(_on_broker(fault) for fault in (*bus.FAULTS, *callers.FAULTS) if fault.id in _OF_ANY_BUS),
+    _on_broker(_CROWD),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.faults.fault import Fault, Outcome
-from tests.faults.host import Host, Kind, System
+from tests.faults.host import Host, System
 from tests.integration.conftest import FIVE_NETWORKS
 from tests.lab.hypervisor import Hypervisor
 
@@ -24,15 +24,7 @@ def with_polkit(
         yield box
 
 
-def harassment(
-    what: str,
-    user: str,
-    kind: str,
-    host: Kind = with_polkit,
-    *,
-    on: str = "",
-    others_wait: bool = False,
-) -> Fault:
+def harassment(what: str, user: str, kind: str, *, others_wait: bool = False) -> Fault:
     """others_wait: for the bus itself, which forwards nobody's calls in time."""
 
     def inject(host: Host) -> None:
@@ -46,7 +38,7 @@ def harassment(
             assert done.returncode in (0, 3), done.stderr
         box.kill(kind)
 
-    return Fault(f"{on}caller-{kind}", what, inject, host=host, long=True)
+    return Fault(f"caller-{kind}", what, inject, host=with_polkit, long=True)
 
 
 _ARGUMENTS = r"""
