@@ -90,7 +90,8 @@ FOREIGN_AGAIN = {
 
 
 def test_history_names_the_process(box: Hypervisor) -> None:
-    # a full pass: what others have written just now is behind vnetd
+    # what others have written just now, the canary among them, is behind vnetd
+    box.wait_until_quiet("vnetd", seconds=1)
     assert box.vnetctl("reconcile").returncode == 0
     for script, process in (
         ("iptables -t nat -F", "iptables"),
