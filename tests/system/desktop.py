@@ -1,7 +1,9 @@
 """desktop.py PASSWORD METHOD…: polkit's agent for this session, as a desktop has one, which knows
 the password; meanwhile each method of org.vnetd1.Manager is called, by the same process.
-
 Prints JSON: what each call came to, and how often a password was asked for until then.
+
+desktop.py --silent COUNT METHOD: an agent that never answers, while one method is called so many
+times at once. Prints a line of JSON whenever a call ends: the errors of all that have.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import pwd
 import sys
+from collections import Counter
 
 from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType, MessageFlag, MessageType
@@ -23,7 +26,7 @@ _HELPER = "/usr/lib/polkit-1/polkit-agent-helper-1"
 
 
 class Desktop:
-    def __init__(self, bus: MessageBus, password: str) -> None:
+    def __init__(self, bus: MessageBus, password: str | None) -> None:
         self.asked = 0
         self._bus = bus
         self._password = password
@@ -49,6 +52,8 @@ class Desktop:
         if message.member != "BeginAuthentication":
             return False
         self.asked += 1
+        if self._password is None:
+            return True
         answer = asyncio.create_task(self._answer(message))
         self._answers.add(answer)
         answer.add_done_callback(self._answers.discard)
@@ -78,12 +83,25 @@ async def call(bus: MessageBus, method: str) -> str:
     return reply.error_name or ""
 
 
-async def main(password: str, *methods: str) -> None:
+async def registered(password: str | None) -> tuple[Desktop, MessageBus]:
+    """And the connection of a tool in the same session."""
     desktop = Desktop(await MessageBus(bus_type=BusType.SYSTEM).connect(), password)
     await desktop.register()
-    tool = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    return desktop, await MessageBus(bus_type=BusType.SYSTEM).connect()
+
+
+async def silent(count: str, method: str) -> None:
+    _, tool = await registered(None)
+    errors: Counter[str] = Counter()
+    for answer in asyncio.as_completed([call(tool, method) for _ in range(int(count))]):
+        errors[await answer] += 1
+        print(json.dumps(errors), flush=True)
+
+
+async def main(password: str, *methods: str) -> None:
+    desktop, tool = await registered(password)
     print(json.dumps([[await call(tool, method), desktop.asked] for method in methods]))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run(silent(*sys.argv[2:]) if sys.argv[1] == "--silent" else main(*sys.argv[1:]))

@@ -127,3 +127,16 @@ def test_a_desktop_asks_once_for_each_action(box: Host) -> None:
     assert session(box, "vnetctl", "reconcile").returncode == 5, "others may not"
     wrong = json.loads(session(box, *asks, "wrong", "Reconcile").stdout)
     assert wrong == [["org.vnetd1.Error.NotAuthorized", 1]]
+
+
+def test_questions_that_nobody_answers_keep_nobody_waiting(box: Host) -> None:
+    asks = ("/usr/bin/python3", "/opt/desktop.py", "--silent", "100", "Resume")
+    box.spawn("silent", *in_session(*asks))
+    refused = json.dumps({"org.vnetd1.Error.LimitsExceeded": 96})
+    box.wait_until(lambda: refused in box.log("silent"), what="four questions and no more")
+    assert session(box, "vnetctl", "history", user="bob").returncode == 0
+    assert session(box, "vnetctl", "plan").returncode == 0, "she herself is served, too"
+    assert box.vnetctl("reconcile").returncode == 0
+    box.sh("pkill -u alice -f silent")
+    done = session(box, *typing(f"{PASSWORD}\n", "vnetctl", "resume"))
+    assert done.returncode == 0, f"she can be asked again: {done.stdout}"
