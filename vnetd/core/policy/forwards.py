@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vnetd.core.model import Address, HostAddress, Subnet
+from vnetd.core.model import Address, Family, HostAddress, Subnet
 from vnetd.core.policy import values
 from vnetd.core.policy.toml_table import Table
 
@@ -27,6 +27,13 @@ class Forward:
     to: HostAddress | str
     to_port: int | None = None
     sources: tuple[Subnet, ...] = ()
+
+    @property
+    def families(self) -> frozenset[Family]:
+        """Whose ports it takes."""
+        if isinstance(self.to, str):
+            return frozenset(map(Family.of, self.sources) if self.sources else Family)
+        return frozenset({Family.of(self.to)})
 
 
 _A_FORWARD = '{ protocol = "tcp", port = 8080, to = "10.77.0.20:80" }'

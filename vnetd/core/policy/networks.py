@@ -256,7 +256,8 @@ def _check_together(networks: Mapping[str, NetworkPolicy], sections: Table) -> N
     ports = [(network, item) for network in networks.values() for item in network.forwards]
     for (one, before), (two, after) in combinations(ports, 2):
         low, high = max(before.ports[0], after.ports[0]), min(before.ports[1], after.ports[1])
-        if before.protocol == after.protocol and low <= high and not before.sources:
+        shared = before.families & after.families and before.protocol == after.protocol
+        if shared and low <= high and not before.sources:
             wrong = f"{after.protocol} port {low} is forwarded by networks.{one.name} already"
             sections.at(two.name).wrong("forwards", wrong, "forward each port once")
     routing.check_together(
