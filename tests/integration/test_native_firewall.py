@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.echo import PORT
-from tests.lab.hypervisor import UPLINK, WAN, Hypervisor
+from tests.lab.hypervisor import UPLINK, UPLINK_IPV6, WAN, Hypervisor
 
 POLICY = f"""
 [networks.own]
@@ -15,12 +15,13 @@ mode = "nat"
 firewall = "vnetd"
 bridge = "vbown"
 stp = false
-addresses = ["10.80.0.1/24"]
+addresses = ["10.80.0.1/24", "fd80::1/64"]
 dhcp.ranges = ["10.80.0.100-10.80.0.199"]
 dhcp.hosts = [{{ mac = "52:54:00:00:00:01", name = "web", address = "10.80.0.20" }}]
 forwards = [
-    {{ protocol = "udp", port = {PORT}, to = "g1" }},
-    {{ protocol = "udp", port = 9100, to = "10.80.0.20:{PORT}", sources = ["192.0.2.0/24"] }},
+    {{ protocol = "udp", port = {PORT}, to = "10.80.0.20" }},
+    {{ protocol = "udp", port = {PORT}, to = "[fd80::20]:{PORT}" }},
+    {{ protocol = "udp", port = 9100, to = "g1:{PORT}", sources = ["192.0.2.0/24"] }},
     {{ protocol = "tcp", port = "9200-9210", to = "vm3" }},
 ]
 """
@@ -30,9 +31,16 @@ forwards = [
 def own_box() -> Iterator[Hypervisor]:
     with Hypervisor() as box:
         box.start_vnetd(POLICY)
-        box.domain_guest("own", "10.80.0.20/24", gateway="10.80.0.1")  # the domain g1
+        guest = box.domain_guest("own", "10.80.0.20/24", "fd80::20/64", gateway="10.80.0.1")
+        assert guest == "g1", "the name that the policy has"
+        # It answers from the address that it was asked at, not from one that dnsmasq announces.
+        box.sh("""
+            ip netns exec g1 sysctl -qw net.ipv6.conf.eth0.accept_ra=0
+            ip -n g1 -6 addr flush dev eth0 dynamic
+            ip -n g1 -6 route replace default via fd80::1 dev eth0
+        """)
         box.answer_in("g1")
-        box.wait_until(lambda: "dnat ip to 10.80.0.20" in listed(box))
+        box.wait_until(lambda: "dport 9100 dnat ip to 10.80.0.20" in listed(box))
         yield box
 
 
@@ -81,6 +89,24 @@ def test_the_port_is_reached_from_everywhere(own_box: Hypervisor) -> None:
         assert outage.sources == [seen_as], f"from {source or 'the host'}"
 
 
+def test_the_hosts_own_service_on_loopback_stays_its_own(own_box: Hypervisor) -> None:
+    box = own_box
+    box.answer_in(None)
+    for address, seen_as in (
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        (UPLINK, UPLINK),
+        (UPLINK_IPV6, UPLINK_IPV6),
+    ):
+        with box.probing(None, address) as outage:
+            pass
+        assert outage.sources == [seen_as]
+    box.kill("echo-host")
+    for address in (UPLINK, UPLINK_IPV6):
+        with box.probing(None, address):
+            pass  # it was the guest who answered
+
+
 def test_a_restricted_port_is_closed_to_others(own_box: Hypervisor) -> None:
     assert "ip saddr 192.0.2.0/24 fib daddr type local udp dport 9100" in listed(own_box)
     own_box.sh(f"ip -n wan route add 10.80.0.0/24 via {UPLINK}")
@@ -102,6 +128,6 @@ def test_the_port_follows_a_lease(own_box: Hypervisor) -> None:
 
 def test_the_port_goes_with_the_guest(own_box: Hypervisor) -> None:
     own_box.run("virsh", "destroy", "g1")
-    own_box.wait_until(lambda: f"dport {PORT} dnat" not in listed(own_box))
+    own_box.wait_until(lambda: "dport 9100 dnat" not in listed(own_box))
     (network,) = own_box.vnetctl_json("status", "own")["Networks"]
     assert network["Reasons"] == []

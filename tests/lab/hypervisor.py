@@ -45,6 +45,7 @@ __all__ = [
     "TREE",
     "TRIXIE",
     "UPLINK",
+    "UPLINK_IPV6",
     "WAN",
     "WORLDS",
     "WORLDS_IN_SHORT",

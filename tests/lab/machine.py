@@ -299,9 +299,9 @@ class Machine(ABC):
             # A bridge port with STP on forwards nothing for the first seconds.
             self.wait_until(lambda: self.pings(name, gateway), what=f"{name} reaches {gateway}")
 
-    def answer_in(self, guest: str) -> None:
-        """The guest answers probes."""
-        self.spawn(f"echo-{guest}", *self._module("tests.lab.echo"), guest=guest)
+    def answer_in(self, guest: str | None) -> None:
+        """The guest answers probes; None: the host."""
+        self.spawn(f"echo-{guest or 'host'}", *self._module("tests.lab.echo"), guest=guest)
 
     def pings(self, guest: str, address: str) -> bool:
         return self.succeeds("ping", "-qc1", "-W1", address, guest=guest)

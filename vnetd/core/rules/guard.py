@@ -41,6 +41,7 @@ DADDR = {Family.IPV4: Key.IP_DADDR, Family.IPV6: Key.IP6_DADDR}
 
 _NEIGHBOURS = {Family.IPV4: ("224.0.0.0/24", "255.255.255.255"), Family.IPV6: ("ff02::/16",)}
 """What is meant for those on the same link only."""
+_LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +188,9 @@ def table(
     if postrouting:
         exempt = [Rule("", matches, Verdict.RETURN) for matches in untranslated]
         postrouting = exempt + postrouting
-    ways_in = [rule for item in guarded for rule in _forwards(item)]
     chains = {
-        PREROUTING.name: tuple(ways_in),
-        OUTPUT.name: tuple(ways_in),
+        PREROUTING.name: tuple(rule for item in guarded for rule in _forwards(item)),
+        OUTPUT.name: tuple(rule for item in guarded for rule in _forwards(item, by_host=True)),
         FORWARD.name: tuple(forward),
         POSTROUTING.name: tuple(postrouting),
     }
@@ -248,11 +248,14 @@ def _translation(
     return Translation(Nat.MASQUERADE, None, ports)
 
 
-def _forwards(item: Guarded) -> Iterable[Rule]:
+def _forwards(item: Guarded, *, by_host: bool = False) -> Iterable[Rule]:
     for forward in item.forwards:
-        v6 = ":" in forward.to
-        source = Key.IP6_SADDR if v6 else Key.IP_SADDR
+        family = Family.IPV6 if ":" in forward.to else Family.IPV4
+        source = SADDR[family]
+        # The host's own services on its loopback stay reachable for it.
+        loopback = Match(DADDR[family], _LOOPBACK[family], negated=True)
         port = [
+            *([loopback] if by_host else []),
             Match(Key.DADDR_TYPE, "local"),
             Match(Key.PROTOCOL, forward.protocol),
             Match(Key.DPORT, _span(forward.ports)),
