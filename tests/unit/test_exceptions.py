@@ -12,6 +12,7 @@ OWN = {
     Chain(Family.IPV4, "filter", "LIBVIRT_FWI"): ("-d 10.77.0.0/24 -o vblab -j ACCEPT",),
     Chain(Family.IPV4, "nat", "POSTROUTING"): ("-j LIBVIRT_PRT",),
 }
+VBLAB = 'meta nfproto ipv4 oifname "vblab"'
 DOCKER = ("-j DOCKER-USER", "-j DOCKER-FORWARD")
 
 
@@ -53,6 +54,12 @@ def passed(**chains: tuple[str, ...]) -> list[str]:
         ("-o vblab -m conntrack --ctstate DNAT -j ACCEPT", []),
         ("-o vblab -j DROP", []),
         ("-o vblab -j LOG", []),
+        # words that look like a target, in what others wrote for people
+        ('-o vblab -j LOG --log-prefix "then -j ACCEPT "', []),
+        ('-o vblab -m comment --comment "was -j DROP" -j ACCEPT', [VBLAB]),
+        ('-o vblab -m comment --comment "-j" -j ACCEPT', [VBLAB]),
+        ('-o vblab -m comment --comment "\\"-j ACCEPT\\"" -j DROP', []),
+        ('-o vblab -j ACCEPT -m comment --comment "not -j DROP"', [VBLAB]),
     ],
 )
 def test_a_rule_in_front(rule: str, expected: list[str]) -> None:

@@ -8,7 +8,6 @@ then wider than the rule, and costs protection rather than packets.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 
 from vnetd.core.model import Chain, Family, Ruleset
@@ -17,7 +16,6 @@ from vnetd.core.rules.guard import DADDR, PROTOCOLS, SADDR, Key, Match, Matches
 
 Own = Mapping[Chain, tuple[str, ...]]
 
-_TARGET = re.compile(r"(?:^| )-[jg] (\S+)")
 _MOST_JUMPS = 16
 _KEYS = {
     family: {
@@ -76,8 +74,7 @@ def _accepts(
 
 
 def _target(rule: str) -> str:
-    found = _TARGET.findall(rule)
-    return found[-1] if found else ""
+    return next((v[0] for _, option, v in options(rule) if option in ("-j", "-g") and v), "")
 
 
 def _read(rule: str, family: Family) -> Matches | None:
