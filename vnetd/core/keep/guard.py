@@ -138,7 +138,8 @@ def _addresses(want: NetworkPolicy, domain: str, libvirt: Libvirt) -> list[HostA
     """One of each family: the reservation of its MAC, else its lease."""
     macs = [t.mac for t in libvirt.taps if t.domain == domain and t.network == want.name]
     reserved = [host.address for host in want.hosts if host.mac in macs]
-    leased = [lease.address for lease in libvirt.leases if lease.mac in macs]
+    leases = [lease for lease in libvirt.leases if lease.network == want.name]
+    leased = [lease.address for lease in leases if lease.mac in macs]
     found: dict[int, HostAddress] = {}
     for address in (*reserved, *leased):
         found.setdefault(address.version, address)
