@@ -105,11 +105,10 @@ def test_nothing_stays_behind_when_its_owner_is_killed() -> None:
     assert traces() == before
 
 
-def test_vnetd_is_confined_as_its_unit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vnetd_is_confined_as_its_unit_says() -> None:
     """But for what systemd's filter of system calls takes: tests/system has that."""
     if not OTHERS_MAY_ENTER:
         pytest.skip("only root may enter this tree: here vnetd may read what root may")
-    monkeypatch.setenv("VNETD_LAB_AS_SERVICE", "1")
     with Hypervisor() as box:
         box.start_vnetd("")
         run = ("/usr/bin/python3", str(Path(escape.__file__)))

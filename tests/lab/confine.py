@@ -42,6 +42,7 @@ def main(units: Sequence[str], program: list[str]) -> None:
     _close_mounts([path.lstrip("-") for path in _words(text, "ReadWritePaths")])
     _close_sockets([_FAMILIES[name] for name in _words(text, "RestrictAddressFamilies")])
     _libc.prctl(_PR_SET_MDWE, _PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)  # since Linux 6.3
+    os.umask(int(_words(text, "UMask")[0], 8))
     os.execvp(program[0], program)
 
 

@@ -224,11 +224,11 @@ class Hypervisor(Machine):
         self.wait_until(lambda: self.state() not in ("", "healing"), seconds=60, what=first)
 
     def spawn_vnetd(self, *arguments: str, as_root: bool = False) -> None:
-        """With VNETD_LAB_AS_SERVICE as its unit does, with what systemd and packages prepare for
-        it; as_root: not even then, for which a test needs a reason.
+        """As its unit does, with what systemd and packages prepare for it; as_root: not so, for
+        which a test needs a reason.
         """
         argv = (self.tool("vnetd"), *arguments)
-        if os.environ.get("VNETD_LAB_AS_SERVICE") and not as_root:
+        if not as_root:
             self._prepare_service()
             argv = self.as_service(*argv)
         self.spawn("vnetd", *argv)

@@ -74,6 +74,7 @@ def main(cache: Path, root: Path | None) -> None:
         mount("-t", "tmpfs", "tmpfs", made(path))
     mount("--bind", "/run/cache", made("/var/cache/libvirt"))
     os.chdir("/")
+    mount("--make-rshared", "/")  # what a test mounts vnetd sees, whose mounts are its own copy
     _configure()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGCHLD, reap)
