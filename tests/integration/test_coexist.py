@@ -2,9 +2,6 @@
 starts first; and the tools keep what is theirs.
 
 The rulesets of Docker and ufw are recorded from the real ones; firewalld itself runs.
-
-In a kernel that has iptables-legacy built in, only root sees which of its tables there are; of
-modules, as distributions have it, everybody does. So vnetd is root here where others use it.
 """
 
 from __future__ import annotations
@@ -74,7 +71,7 @@ def test_guests_get_through_beside(tool: str, flavour: str, order: str) -> None:
         box.sh("ip link add br0 type bridge; ip link set br0 up")
         if order == "tool first":
             load(box, tool, flavour)
-        box.start_vnetd(FIVE_NETWORKS, as_root=flavour == "legacy")
+        box.start_vnetd(FIVE_NETWORKS, legacy=flavour == "legacy")
         if order == "networks first":
             load(box, tool, flavour, on_top=True)
         settle(box)
@@ -104,7 +101,7 @@ def test_guests_get_through_beside(tool: str, flavour: str, order: str) -> None:
 def test_a_network_that_goes_takes_its_accepts_along() -> None:
     with Hypervisor() as box:
         box.sh("ip link add br0 type bridge; ip link set br0 up")
-        box.start_vnetd(FIVE_NETWORKS, as_root=True)
+        box.start_vnetd(FIVE_NETWORKS, legacy=True)
         load(box, "docker", "legacy")
         settle(box)
         assert any("vnetd:routed" in rule for rule in marked(box, "legacy"))
@@ -120,7 +117,7 @@ def test_a_network_that_goes_takes_its_accepts_along() -> None:
 
 def test_a_denial_by_hand_stays_one() -> None:
     with Hypervisor() as box:
-        box.start_vnetd(FIVE_NETWORKS, as_root=True)
+        box.start_vnetd(FIVE_NETWORKS, legacy=True)
         load(box, "docker", "legacy")
         box.sh("iptables-legacy -I DOCKER-USER -i vblab -j DROP")
         box.vnetctl("reconcile")

@@ -93,7 +93,7 @@ def test_drops_of_others_traffic_are_nobodys_business(box: Hypervisor) -> None:
 
 def test_legacy_tables_are_seen(box: Hypervisor) -> None:
     box.kill("vnetd")
-    box.start_vnetd(as_root=True)  # see test_coexist.py
+    box.start_vnetd(legacy=True)
     box.sh("iptables-legacy -P FORWARD DROP")
     assert box.vnetctl("reconcile").returncode == 1
     assert accused(box, "filter FORWARD (iptables-legacy): policy drop")

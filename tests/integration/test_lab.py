@@ -25,7 +25,7 @@ with Hypervisor() as box:
 """
 
 # linux/capability.h
-CAP_NET_ADMIN = 12
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 
 
 def traces() -> dict[str, object]:
@@ -114,15 +114,25 @@ def test_vnetd_is_confined_as_its_unit_says() -> None:
         run = ("/usr/bin/python3", str(Path(escape.__file__)))
         found = json.loads(box.run(*box.as_service(*run)))
         free = json.loads(box.run(*run))
-        status = box.run("cat", f"/proc/{box.pid('vnetd')}/status")
+        plain = rights(box)
+        box.kill("vnetd")
+        box.start_vnetd(legacy=True)
+        beside_legacy = rights(box)
     out = {name for name in escape.ATTEMPTS if not found[name]}
     assert out <= {"make a user namespace", "make a setuid file"}
     assert {"write /etc", "open a TCP socket", "mount", "make writable code"} <= {
         name for name in escape.ATTEMPTS if not free[name]
     }
+    assert plain == {1 << CAP_NET_ADMIN}
+    assert beside_legacy == {1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW}
+
+
+def rights(box: Hypervisor) -> set[int]:
+    """Capabilities that the daemon has, and that it could get."""
+    status = box.run("cat", f"/proc/{box.pid('vnetd')}/status")
     has = dict(line.split(":\t", 1) for line in status.splitlines())
-    assert int(has["CapEff"], 16) == int(has["CapBnd"], 16) == 1 << CAP_NET_ADMIN
     assert has["Uid"].split()[0] != "0"
+    return {int(has[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")}
 
 
 def test_the_canary_sees_what_happens_to_it() -> None:

@@ -14,7 +14,7 @@ from tests.lab.hypervisor import Hypervisor
 def box() -> Iterator[Hypervisor]:
     with Hypervisor(variant="legacy") as hypervisor:
         hypervisor.sh("ip link add br0 type bridge; ip link set br0 up")
-        hypervisor.start_vnetd(FIVE_NETWORKS)
+        hypervisor.start_vnetd(FIVE_NETWORKS, legacy=True)
         yield hypervisor
 
 
@@ -69,8 +69,6 @@ def test_counters_are_no_change(box: Hypervisor) -> None:
 
 def test_a_changed_alternative_is_trouble_and_not_fought_over(box: Hypervisor) -> None:
     good = box.run("iptables-legacy-save", "-t", "nat")
-    box.kill("vnetd")
-    box.start_vnetd(as_root=True)  # see test_coexist.py
     box.set_variant("nft")
     try:
         assert box.vnetctl("reconcile").stdout == "degraded\n"

@@ -25,9 +25,9 @@ def box() -> Iterator[Hypervisor]:
         yield hypervisor
 
 
-def start_again(box: Hypervisor, *, as_root: bool = False) -> None:
+def start_again(box: Hypervisor, *, legacy: bool = False) -> None:
     box.kill("vnetd")
-    box.start_vnetd(None, "--observe", as_root=as_root)
+    box.start_vnetd(None, "--observe", legacy=legacy)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_nothing_blocks_a_network_that_is_right(box: Hypervisor, guest: str) -> 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_why_names_what_was_seeded(box: Hypervisor, guest: str, fault: Fault) -> None:
     tap = box.run("virsh", "-q", "domiflist", guest).split()[0]
-    of_root = "iptables-legacy" in fault.seed  # see test_coexist.py
-    if of_root:
-        start_again(box, as_root=True)
+    legacy = "iptables-legacy" in fault.seed
+    if legacy:
+        start_again(box, legacy=True)
     box.sh(f"tap={tap}; {fault.seed}")
     try:
         code, blocked, steps = ask(box, fault.network)
@@ -74,7 +74,7 @@ def test_why_names_what_was_seeded(box: Hypervisor, guest: str, fault: Fault) ->
     assert [step["text"] for step in blocked if fault.says not in step["text"]] == []
     assert all(step["cure"] for step in blocked)
     box.wait_until(lambda: ask(box, fault.network)[:2] == (0, []), what="nothing left of it")
-    if of_root:
+    if legacy:
         start_again(box)
 
 

@@ -214,23 +214,30 @@ class Hypervisor(Machine):
         self.wait_until(lambda: self.succeeds("virsh", "-q", "uri"))
 
     def start_vnetd(
-        self, policy: str | None = None, *arguments: str, as_root: bool = False
+        self,
+        policy: str | None = None,
+        *arguments: str,
+        legacy: bool = False,
+        as_root: bool = False,
     ) -> None:
         """The daemon of this tree; returns when it is on the bus and its first pass is over."""
         if policy is not None:
             self.write(POLICY, policy)
-        self.spawn_vnetd("--log-level", "debug", *arguments, as_root=as_root)
+        self.spawn_vnetd("--log-level", "debug", *arguments, legacy=legacy, as_root=as_root)
         first = "vnetd's first pass"
         self.wait_until(lambda: self.state() not in ("", "healing"), seconds=60, what=first)
 
-    def spawn_vnetd(self, *arguments: str, as_root: bool = False) -> None:
-        """As its unit does, with what systemd and packages prepare for it; as_root: not so, for
-        which a test needs a reason.
+    def spawn_vnetd(self, *arguments: str, legacy: bool = False, as_root: bool = False) -> None:
+        """As its unit does, with what systemd and packages prepare for it. legacy: others than
+        libvirt use iptables-legacy, for which the unit has its drop-in. as_root: not as its unit
+        does, for which a test needs a reason.
         """
         argv = (self.tool("vnetd"), *arguments)
         if not as_root:
             self._prepare_service()
-            argv = self.as_service(*argv)
+            argv = self.as_service(*argv, legacy=legacy)
+        if legacy:
+            self._show_legacy_modules()
         self.spawn("vnetd", *argv)
 
     def _prepare_service(self) -> None:
@@ -249,10 +256,25 @@ class Hypervisor(Machine):
             self.wait_until(lambda: self.succeeds("chgrp", "vnetd", socket))
             self.run("chmod", "660", socket)
 
-    def as_service(self, *argv: str) -> tuple[str, ...]:
+    def _show_legacy_modules(self) -> None:
+        """As they are seen where its tables are modules, as distributions have them; where they
+        are built in, only root sees which tables there are.
+        """
+        self.sh("""
+            [ ! -d /sys/module/iptable_nat ] || exit 0
+            cd /run/box
+            mkdir -p modules work
+            for table in filter mangle nat; do
+                mkdir modules/iptable_$table modules/ip6table_$table
+            done
+            layers=lowerdir=/sys/module,upperdir=modules,workdir=work
+            mount -t overlay -o $layers overlay /sys/module
+        """)
+
+    def as_service(self, *argv: str, legacy: bool = False) -> tuple[str, ...]:
         """How to run this as the unit runs vnetd; see confine.py."""
         units = ["vnetd.service"]
-        if self._variant == "legacy":
+        if self._variant == "legacy" or legacy:
             units.append("iptables-legacy.conf")
         capabilities = [name for unit in units for name in _settings(unit, "AmbientCapabilities")]
         if not OTHERS_MAY_ENTER:
