@@ -1,4 +1,4 @@
-"""dbus-broker as the system bus of a box: broker DIRECTORY, where make-broker has put it.
+"""dbus-broker as the system bus of a box: broker DIRECTORY, where unpack has put it.
 
 Does what systemd does for it: listens in its place, and is a journal, whose entries it prints.
 """

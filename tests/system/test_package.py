@@ -126,6 +126,16 @@ def test_ends_in_the_middle_of_a_repair(
     assert box.history()[: len(history)] == history
 
 
+def test_systemd_networkd_leads_a_bridge_of_libvirts(installed: Host, guest: str) -> None:
+    file = "/etc/systemd/network/05-mine.network"
+    installed.write(file, "[Match]\nName=virbr0\n[Network]\nAddress=192.0.2.1/25\n")
+    installed.run("networkctl", "reload")
+    told = f"systemd-networkd ({file}) leads its bridge virbr0"
+    installed.wait_until(lambda: told in installed.vnetctl("status").stdout, what=told)
+    installed.sh(f"rm {file}; networkctl reload; ip addr flush dev virbr0")
+    installed.wait_for_state("converged")
+
+
 def test_purge_leaves_nothing_and_touches_no_network(installed: Host, package: Path) -> None:
     box = installed
     before = box.rules()

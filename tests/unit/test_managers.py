@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ def write(root: Path, path: str, text: str) -> None:
 
 
 def owner(root: Path, index: int | None = 7) -> str:
-    found = Managers(root).owners({BR0: index})
+    found = asyncio.run(Managers(root).owners({BR0: index}))
     return f"{found['br0']}: {found['br0'].cure}" if found else ""
 
 
@@ -44,6 +46,25 @@ def test_network_manager(tmp_path: Path, text: str, *, led: bool) -> None:
     write(tmp_path, "run/NetworkManager/devices/7", text)
     assert owner(tmp_path).startswith("NetworkManager (profile abc)") is led
     assert owner(tmp_path, index=8) == ""
+
+
+def test_network_manager_is_asked_of_links_that_it_has_not_made() -> None:
+    """It watches lo and virbr1, and leads virbr0 by an admin's profile."""
+    flags = {"lo": 220, "virbr1": 253, "mine": 13}
+    active = {
+        f"/org/freedesktop/NetworkManager/ActiveConnection/{at}": {
+            "org.freedesktop.NetworkManager.Connection.Active": {
+                "Id": {"type": "s", "data": name},
+                "Uuid": {"type": "s", "data": f"uuid of {name}"},
+                "StateFlags": {"type": "u", "data": flag},
+            }
+        }
+        for at, (name, flag) in enumerate(flags.items())
+    }
+    device = {"org.freedesktop.NetworkManager.Device": {"Interface": {"type": "s", "data": "lo"}}}
+    objects = {"/org/freedesktop/NetworkManager/Devices/1": device, **active}
+    said = json.dumps({"type": "a{oa{sa{sv}}}", "data": [objects]})
+    assert managers.nm_led(said) == {"uuid of mine": "mine"}
 
 
 def test_systemd_networkd(tmp_path: Path) -> None:
@@ -70,8 +91,7 @@ def test_netplan(tmp_path: Path) -> None:
     )
     write(tmp_path, "etc/netplan/50-cloud-init.yaml", text)
     assert owner(tmp_path).startswith("netplan (/etc/netplan/50-cloud-init.yaml:6)")
-    assert managers.netplan_line(text, "eth0") == 4
-    assert managers.netplan_line(text, "interfaces") == 0
+    assert list(managers.netplan_lines(text)) == [("eth0", 4), ("br0", 6)]
     (tmp_path / "etc/netplan/50-cloud-init.yaml").unlink()  # as if vnetd might not read it
     made = "ADMIN_STATE=configured\nNETWORK_FILE=/run/systemd/network/10-netplan-br0.network\n"
     write(tmp_path, "run/systemd/netif/links/7", made)
@@ -91,7 +111,7 @@ def test_ifupdown(tmp_path: Path) -> None:
         "    address 192.0.2.1/24\n    bridge-ports eth0\n",
     )
     assert owner(tmp_path).startswith("ifupdown (/etc/network/interfaces.d/lan:5)")
-    assert Managers(tmp_path).owners({IfName("eth0"): 2}) == {}
+    assert asyncio.run(Managers(tmp_path).owners({IfName("eth0"): 2})) == {}
 
 
 def test_a_stanza_without_ports_is_no_bridge(tmp_path: Path) -> None:

@@ -124,6 +124,8 @@ def _apart_from_rules(
         if not (isinstance(item, NetworkDrift) and item.network in observed.leaving)
     ]
     found += guests.diff(policy, libvirt)
+    if observed.uplinks is not None:
+        found += bridges.led_by_others(staying, observed.uplinks.owners)
     if observed.links is not None:
         found += bridges.diff(policy, libvirt, staying, observed.links)
         found += taps.diff(policy, libvirt, staying, observed.links)

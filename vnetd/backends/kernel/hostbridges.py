@@ -14,13 +14,12 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vnetd.backends import netlink
+from vnetd.backends import files, netlink
 from vnetd.backends.base import Poke
-from vnetd.backends.kernel import cards, uplinks
+from vnetd.backends.kernel import cards, managers, uplinks
 from vnetd.backends.kernel import rtnetlink as rt
 from vnetd.backends.kernel.iproute import IPRouteThread
 from vnetd.backends.kernel.link_messages import vlan_flags
-from vnetd.backends.kernel.managers import Managers
 from vnetd.backends.kernel.uplinks import Notes, Stage
 from vnetd.core.actions import Action
 from vnetd.core.keep.hostbridges import MARK, AddRoutes, MakeBridge, RemoveBridge, SetHostBridge
@@ -71,11 +70,12 @@ class HostBridges:
 
     def __init__(self, runtime: Path) -> None:
         self._notes = Notes(runtime / "uplinks")
-        self._managers = Managers()
+        self._managers = managers.Managers()
         self._events = netlink.open_route_events()
         self._rtnetlink = IPRouteThread("hostbridges")
         self._kernel = rt.Rtnetlink()
         self._indexes: frozenset[int] = frozenset()
+        self._led: frozenset[str] = frozenset()
         self._awaited: frozenset[str] = frozenset()
         self._awaits = asyncio.Event()
         # Before anything else: the host may be cut off.
@@ -87,7 +87,10 @@ class HostBridges:
             return observed
         found = await self._rtnetlink.call(lambda: self._read(observed, links), "uplinks")
         (self._awaits.set if self._awaited else self._awaits.clear)()
-        return replace(observed, uplinks=found)
+        led = _led(observed, links, found.pci)
+        self._led = frozenset(str(index) for index in led.values() if index is not None)
+        owners = await self._managers.owners(led)
+        return replace(observed, uplinks=replace(found, owners=owners))
 
     async def apply(self, action: Action) -> None:
         match action:
@@ -119,6 +122,7 @@ class HostBridges:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(netlink.listen(self._events, on_data))
             tasks.create_task(self._await_names(poke))
+            tasks.create_task(self._await_managers(poke))
 
     async def _await_names(self, poke: Poke) -> None:
         """The kernel tells nobody of an altname that a link gets while it is down."""
@@ -127,6 +131,19 @@ class HostBridges:
             await asyncio.sleep(_NAMES_SECONDS)
             if await self._rtnetlink.call(self._has_come, "uplinks"):
                 poke(Source.LINKS, self.source, reason="an uplink has come")
+
+    async def _await_managers(self, poke: Poke) -> None:
+        """A directory that is not there yet is waited for in the one that it will be in."""
+        while True:
+            there = {
+                next(p for p in (path, *path.parents) if p.is_dir()) for path in managers.STATE
+            }
+            watch = files.DirectoryWatch(there, created=True, matters=lambda x: x in self._led)
+            try:
+                await watch.changed()
+            finally:
+                watch.close()
+            poke(self.source, reason="another tool has taken or left a link")
 
     # -- in the thread
 
@@ -154,13 +171,6 @@ class HostBridges:
                 link.name
                 for link in found
                 if any(map(rt.is_leased, rt.addresses_of(addresses, link.index)))
-            ),
-            owners=self._managers.owners(
-                {
-                    **{IfName(name): None for name in observed.asked.bridges},
-                    **{link.name: link.index for link in found},
-                    **{name: index for index, name in bridges.items()},
-                }
             ),
             routes=self._routes(bridges),
             taken=_taken(notes),
@@ -329,6 +339,21 @@ class HostBridges:
             if way in ways and route not in action.routes:
                 requests.append(rt.Request(rt.DELROUTE, 0, rt.route_at(body, bridge, bridge)))
         rt.check(requests, self._kernel.run(requests), errno.EEXIST, errno.ESRCH)
+
+
+def _led(
+    observed: Observed, links: Mapping[IfName, Link], pci: Mapping[IfName, str]
+) -> dict[IfName, int | None]:
+    """What nobody else must lead, by index: bridges of the host, whether they are there or not,
+    their uplinks, and libvirt's own bridges.
+    """
+    asked = observed.asked.bridges
+    found = [resolve(text, links, pci) for texts in asked.values() for text in texts]
+    uplinks = [link.name for link in found if link is not None]
+    networks = observed.libvirt.networks.values() if observed.libvirt else ()
+    own = [live.bridge for x in networks if (live := x.live) and live.mode.has_own_bridge]
+    names = {*map(IfName, asked), *uplinks, *filter(None, own)}
+    return {name: links[name].index if name in links else None for name in names}
 
 
 def _taken(notes: Iterable[uplinks.Note]) -> tuple[Any, ...]:

@@ -1,60 +1,89 @@
 """Other tools that lead links of the host: NetworkManager, systemd-networkd, ifupdown, netplan.
-What they keep in files says which; nobody needs to be asked.
+What they keep in files says which. Only NetworkManager must be asked, where it has a profile for a
+link that it did not make: whether that is an admin's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import configparser
+import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from vnetd.backends import process
 from vnetd.core.model import IfName, Owner
+from vnetd.errors import BackendError
 
-_NM_DEVICES = "run/NetworkManager/devices"
-_NETWORKD_LINKS = "run/systemd/netif/links"
+log = logging.getLogger(__name__)
+
+STATE = (Path("/run/NetworkManager/devices"), Path("/run/systemd/netif/links"))
+"""Where files named by the indexes of links tell what became of them; NetworkManager writes one
+some seconds after it has taken a link.
+"""
+
+_NM_DEVICES, _NETWORKD_LINKS = (str(path).lstrip("/") for path in STATE)
 _NETWORKD_UNITS = ("etc/systemd/network", "run/systemd/network", "usr/lib/systemd/network")
 _IFUPDOWN = "etc/network/interfaces"
 _NETPLAN = "etc/netplan"
 _MOST_BYTES = 1 << 20
 _NM_FILE = "/etc/NetworkManager/conf.d/vnetd-unmanaged.conf"
 _NETWORKD_FILE = "/etc/systemd/network/00-vnetd-unmanaged.network"
+_NM = "org.freedesktop.NetworkManager"
+_NM_ACTIVE = f"{_NM}.Connection.Active"
+_NM_EXTERNAL = 0x80  # NM_ACTIVATION_STATE_FLAG_EXTERNAL
 
 
 class Managers:
-    """root: of the files, "/" but for tests."""
-
     def __init__(self, root: Path = Path("/")) -> None:
+        """root: of the files, "/" but for tests."""
         self._root = root
+        self._doubtful: frozenset[str] = frozenset()
+        self._led: Mapping[str, str] = {}
 
-    def owners(self, links: Mapping[IfName, int | None]) -> dict[str, Owner]:
+    async def owners(self, links: Mapping[IfName, int | None]) -> dict[str, Owner]:
         """Of these links: name → index, None for one that is not there (yet)."""
-        found = {}
-        stanzas = dict(self._ifupdown())
+        devices = await asyncio.to_thread(self._devices, links)
+        doubtful = frozenset(device.profile for device in devices.values() if device.was_there)
+        if doubtful != self._doubtful:
+            self._doubtful, self._led = doubtful, await _led() if doubtful else {}
+        return await asyncio.to_thread(self._owners, links, devices)
+
+    def _devices(self, links: Mapping[IfName, int | None]) -> dict[IfName, Device]:
+        there = {name: index for name, index in links.items() if index is not None}
+        texts = {name: self._read(f"{_NM_DEVICES}/{index}") for name, index in there.items()}
+        devices = {name: nm_device(text) for name, text in texts.items() if text}
+        return {name: device for name, device in devices.items() if device is not None}
+
+    def _owners(
+        self, links: Mapping[IfName, int | None], devices: Mapping[IfName, Device]
+    ) -> dict[str, Owner]:
+        found: dict[str, Owner] = {}
+        netplan, netdevs, stanzas = self._netplan(), self._netdevs(), dict(self._ifupdown())
         for name, index in links.items():
             owner = (
-                self._network_manager(name, index)
-                or self._netplan(name)
-                or self._networkd(name, index)
+                self._network_manager(name, devices.get(name))
+                or netplan.get(name)
+                or self._networkd(name, index, netdevs.get(name))
                 or stanzas.get(name)
             )
             if owner is not None:
                 found[str(name)] = owner
         return found
 
-    def _network_manager(self, name: IfName, index: int | None) -> Owner | None:
-        text = self._read(f"{_NM_DEVICES}/{index}") if index is not None else ""
-        profile = nm_profile(text)
-        if profile is None:
+    def _network_manager(self, name: IfName, device: Device | None) -> Owner | None:
+        if device is None or (device.was_there and device.profile not in self._led):
             return None
+        profile = self._led.get(device.profile, device.profile)
         cure = f"write what vnetctl unmanaged {name} prints, and run: nmcli general reload"
         return Owner("NetworkManager", f"profile {profile}", cure)
 
-    def _networkd(self, name: IfName, index: int | None) -> Owner | None:
-        file = networkd_file(self._read(f"{_NETWORKD_LINKS}/{index}")) if index is not None else ""
-        for path in self._files(*_NETWORKD_UNITS, suffix=".netdev"):
-            if ini_value(self._read(path), "NetDev", "Name") == name:
-                file = f"/{path}"
+    def _networkd(self, name: IfName, index: int | None, netdev: str | None) -> Owner | None:
+        text = self._read(f"{_NETWORKD_LINKS}/{index}") if index is not None else ""
+        file = netdev or networkd_file(text)
         if not file:
             return None
         if "netplan" in file:
@@ -66,12 +95,18 @@ class Managers:
             cure = f"write Unmanaged=yes under [Link] in {file}, and run: networkctl reload"
         return Owner("systemd-networkd", file, cure)
 
-    def _netplan(self, name: IfName) -> Owner | None:
+    def _netdevs(self) -> dict[str, str]:
+        """Name of the link → the file that has systemd-networkd make it."""
+        paths = self._files(*_NETWORKD_UNITS, suffix=".netdev")
+        return {ini_value(self._read(path), "NetDev", "Name"): f"/{path}" for path in paths}
+
+    def _netplan(self) -> dict[str, Owner]:
+        found: dict[str, Owner] = {}
         for path in self._files(_NETPLAN, suffix=".yaml"):
-            if line := netplan_line(self._read(path), name):
-                place = f"/{path}:{line}"
-                return Owner("netplan", place, f"remove {name}: there, and run: netplan apply")
-        return None
+            for name, line in netplan_lines(self._read(path)):
+                cure = f"remove {name}: there, and run: netplan apply"
+                found.setdefault(name, Owner("netplan", f"/{path}:{line}", cure))
+        return found
 
     def _ifupdown(self) -> Iterator[tuple[str, Owner]]:
         """Bridges only: of other links it sets the addresses once, when they come up."""
@@ -100,15 +135,48 @@ class Managers:
         return sorted(str(path.relative_to(self._root)) for path in self._root.glob(pattern))
 
 
-def nm_profile(text: str) -> str | None:
-    """UUID of the profile by which NetworkManager leads a device; None where it only watches, as it
-    does with virtual links that others made. text: /run/NetworkManager/devices/INDEX.
+@dataclass(frozen=True, slots=True)
+class Device:
+    """As NetworkManager keeps it in mind. profile: UUID of the one that it has for it. was_there: a
+    virtual link that others made, which it may only watch, by a profile of its own making.
     """
+
+    profile: str
+    was_there: bool
+
+
+def nm_device(text: str) -> Device | None:
+    """None where NetworkManager has no profile for it. text: /run/NetworkManager/devices/INDEX."""
     if ini_value(text, "device", "managed") != "true":
         return None
-    if ini_value(text, "device", "nm-owned") == "false":
-        return None
-    return ini_value(text, "device", "connection-uuid") or None
+    profile = ini_value(text, "device", "connection-uuid")
+    owned = ini_value(text, "device", "nm-owned")
+    return Device(profile, was_there=owned == "false") if profile else None
+
+
+async def _led() -> dict[str, str]:
+    """Of the profiles that are up, those that are not of NetworkManager's own making, for a link
+    that it only watches: UUID → name. Empty where it does not answer.
+    """
+    options = ("--system", "--json=short", "--auto-start=no", "--timeout=2")
+    method = ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
+    try:
+        text = await process.run(["busctl", *options, "call", _NM, "/org/freedesktop", *method])
+    except BackendError as error:
+        log.debug("NetworkManager: %s", error)
+        return {}
+    return nm_led(text)
+
+
+def nm_led(text: str) -> dict[str, str]:
+    """text: its GetManagedObjects, in busctl's JSON."""
+    (objects,) = json.loads(text)["data"]
+    active = [properties for of in objects.values() if (properties := of.get(_NM_ACTIVE))]
+    return {
+        str(one["Uuid"]["data"]): str(one["Id"]["data"])
+        for one in active
+        if not one["StateFlags"]["data"] & _NM_EXTERNAL
+    }
 
 
 def networkd_file(text: str) -> str:
@@ -158,8 +226,8 @@ def interfaces_bridges(
                     yield from interfaces_bridges(other, read, glob)
 
 
-def netplan_line(text: str, name: str) -> int:
-    """The line at which a netplan file defines a link or bridge of that name; 0: it does not."""
+def netplan_lines(text: str) -> Iterator[tuple[str, int]]:
+    """The links and bridges that a netplan file defines, and at which line."""
     parents: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r"""( *)["']?([^\s#"':]+)["']?\s*:(\s|$)""", line)
@@ -167,11 +235,9 @@ def netplan_line(text: str, name: str) -> int:
             continue
         depth, key = len(match[1]), match[2]
         parents = [parent for parent in parents if parent[0] < depth]
-        kind = parents[-1][1] if parents else ""
-        if key == name and kind in ("bridges", "ethernets", "bonds", "vlans"):
-            return number
+        if parents and parents[-1][1] in ("bridges", "ethernets", "bonds", "vlans"):
+            yield key, number
         parents.append((depth, key))
-    return 0
 
 
 def unmanaged(names: Iterable[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from vnetd.core.model import (
     Libvirt,
     Link,
     Network,
+    Owner,
     Source,
     network_object,
 )
@@ -138,6 +139,14 @@ def diff(
         for extra in sorted(link.addresses - set(live.addresses), key=str):
             if not extra.is_link_local:
                 yield _foreign_address(live, extra)
+
+
+def led_by_others(kept: Iterable[Definition], owners: Mapping[str, Owner]) -> Iterator[Conflict]:
+    """They are kept all the same: guests cannot wait until an admin has decided."""
+    for live in kept:
+        if live.mode.has_own_bridge and (owner := owners.get(live.bridge or "")):
+            wrong = f"{owner} leads its bridge {live.bridge}, as libvirt does"
+            yield Conflict(network_object(live.name), f"{wrong}; to hand it over: {owner.cure}")
 
 
 def plan(drift: Iterable[Drift], policy: Policy, libvirt: Libvirt) -> Iterator[Action]:

@@ -43,7 +43,8 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Uplinks:
-    """What matters of links to bridges of the host only. Empty without any in the policy.
+    """What matters of links to bridges of the host only, and is empty without any in the policy;
+    but for owners, also of libvirt's bridges.
 
     asked: the bridges and uplinks that it was read for. leased: links whose IPv4 address a DHCP
     client must renew. routes: of each bridge.
