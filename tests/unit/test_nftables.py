@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_interface
 
 from tests.definitions import definition
 from vnetd.backends.libvirt import network_xml
 from vnetd.core.drift import Drift
 from vnetd.core.keep import rules
 from vnetd.core.keep.rules import EditNftables, RulesLeftOver
-from vnetd.core.model import Chain, Family, Libvirt, Network, Ruleset, World
+from vnetd.core.model import Chain, Family, IfName, Libvirt, Network, Ruleset, World
 from vnetd.core.rules import nftables
 from vnetd.core.rules.nftables import MARK, Findings
 
@@ -44,6 +46,41 @@ def surplus(ruleset: Ruleset) -> list[int]:
 
 def test_what_libvirt_made_is_right() -> None:
     assert nftables.examine([LAB], right()) == Findings()
+
+
+class Counted(tuple[str, ...]):
+    """Rules of a chain, and how often somebody goes through them."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        Counted.looks += 1
+        return super().__iter__()
+
+
+def test_more_networks_need_no_more_looks_at_a_chain() -> None:
+    looks = []
+    for count in (2, 40):
+        networks = [
+            replace(
+                LAB,
+                name=f"n{number}",
+                bridge=IfName(f"vb{number}"),
+                addresses=(ip_interface(f"10.0.{number}.1/24"),),
+            )
+            for number in range(count)
+        ]
+        chains = {
+            chain: Counted(r for n in networks for r in nftables.network_rules(n).get(chain, ()))
+            for chain in nftables.CHAINS
+        }
+        chains |= {c: Counted(nftables.JUMPS) for c in nftables.CHAINS if c.name == "forward"}
+        handles = {chain: tuple(range(len(found), 0, -1)) for chain, found in chains.items()}
+        Counted.looks = 0
+        found = nftables.examine(networks, replace(right(), chains=chains, handles=handles))
+        assert not found.lacking
+        looks.append(Counted.looks)
+    assert looks[0] == looks[1] > 0
 
 
 def test_a_lost_rule_lacks_until_a_copy_stands_in_and_stays_lost() -> None:

@@ -233,49 +233,53 @@ def _iptables(
 
 
 def _nftables(kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset) -> Iterator[Drift]:
-    findings = nftables.examine(_active(libvirt), ruleset)
+    active = _active(libvirt)
+    findings = nftables.examine(active, ruleset)
     for live in kept:
         for chain, flaws in sorted(findings.lacking.get(live.name, {}).items()):
             yield RulesDiffer(live.name, chain, flaws)
-    if lost := nftables.examine(kept, ruleset).lost:
-        yield RulesLost(lost)
+    of_kept = findings if set(kept) >= set(active) else nftables.examine(kept, ruleset)
+    if of_kept.lost:
+        yield RulesLost(of_kept.lost)
     if findings.surplus:
         yield RulesLeftOver(findings.surplus)
 
 
 def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
+    if not ruleset.elsewhere:
+        return
+    here = {live.name for live in _here(kept, ruleset)}
     for world, chains in ruleset.elsewhere.items():
-        for live in kept:
-            if _stands_in(live, world, chains):
-                moved = _has_moved(live, ruleset)
-                wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
-                left = f"rules of it are left in {world}, where libvirt no longer removes them"
-                yield Conflict(network_object(live.name), wrong if moved else left)
+        for live in _standing(kept, world, chains):
+            wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
+            left = f"rules of it are left in {world}, where libvirt no longer removes them"
+            yield Conflict(network_object(live.name), left if live.name in here else wrong)
 
 
 def _here(kept: Sequence[Definition], ruleset: Ruleset) -> Sequence[Definition]:
-    if not ruleset.elsewhere:
-        return kept
-    return [live for live in kept if not _has_moved(live, ruleset)]
-
-
-def _has_moved(live: Definition, ruleset: Ruleset) -> bool:
-    """Its rules are in the variant of iptables that libvirt's tools have left, and only there:
-    until libvirtd is restarted, neither place is the right one.
+    """Without those whose rules are in the variant of iptables that libvirt's tools have left, and
+    only there: until libvirtd is restarted, neither place is the right one.
     """
-    others = [(world, chains) for world, chains in ruleset.elsewhere.items() if world.is_iptables]
-    if not ruleset.world.is_iptables or not others:
-        return False
-    return not _stands_in(live, ruleset.world, ruleset.chains) and any(
-        _stands_in(live, world, chains) for world, chains in others
-    )
+    if not ruleset.elsewhere or not ruleset.world.is_iptables:
+        return kept
+    moved = {
+        live.name
+        for world, chains in ruleset.elsewhere.items()
+        if world.is_iptables
+        for live in _standing(kept, world, chains)
+    }
+    moved -= {live.name for live in _standing(kept, ruleset.world, ruleset.chains)}
+    return [live for live in kept if live.name not in moved]
 
 
-def _stands_in(network: Definition, world: World, chains: Chains) -> bool:
-    """Some rule of the network is there."""
+def _standing(kept: Iterable[Definition], world: World, chains: Chains) -> Iterator[Definition]:
+    """Those of which some rule is there."""
     backend = nftables if world is World.NFTABLES else iptables
-    own = backend.network_rules(network).items()
-    return any(rule in chains.get(chain, ()) for chain, rules in own for rule in rules)
+    there = {chain: frozenset(rules) for chain, rules in chains.items()}
+    for live in kept:
+        own = backend.network_rules(live).items()
+        if any(rule in there.get(chain, ()) for chain, rules in own for rule in rules):
+            yield live
 
 
 def _restore(

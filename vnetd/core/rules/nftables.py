@@ -8,7 +8,7 @@ stands in for it, under a mark, until libvirt has installed its own again.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vnetd.core.model import Address, Chain, Definition, Family, Mode, Ruleset
@@ -81,34 +81,36 @@ def network_rules(network: Definition) -> dict[Chain, tuple[str, ...]]:
 
 def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
     """networks: all that are active, kept or not; no rule of theirs is too many."""
-    lacking: dict[str, dict[Chain, repair.Flaws]] = {}
     surplus: list[Surplus] = []
     lost: list[tuple[Chain, str]] = []
     rules = {network.name: own for network in networks if (own := network_rules(network))}
-    for name in rules:
-        skeleton = {chain: flaws for chain in CHAINS if (flaws := _skeleton(chain, ruleset))}
-        if skeleton:
-            lacking[name] = skeleton
+    skeleton = {chain: flaws for chain in CHAINS if (flaws := _skeleton(chain, ruleset))}
+    lacking = {name: dict(skeleton) for name in rules} if skeleton else {}
+    subnets = {_printed(address) for network in networks for address in network.addresses}
     for chain in CHAINS:
         if chain.name == "forward":
             continue
         expected: set[str] = set()
+        listed = _listed(chain, ruleset)
+        places: dict[str, list[int]] = {}
+        for place, (_, rule) in enumerate(listed):
+            places.setdefault(_bare(rule), []).append(place)
         for name, own in rules.items():
             wanted = own.get(chain, ())
             expected.update(wanted)
-            state = _state(wanted, _listed(chain, ruleset), ruleset.remembered, chain)
+            found = sorted(
+                place for rule in dict.fromkeys(wanted) for place in places.get(rule, ())
+            )
+            of_network = [listed[place] for place in found]
+            state = _state(wanted, of_network, ruleset.remembered, chain)
             if state.lacking:
                 lacking.setdefault(name, {})[chain] = state.lacking
             lost += [(chain, rule) for rule in state.lost]
-            surplus += [
-                Surplus(chain, handle, rule)
-                for handle, rule in _listed(chain, ruleset)
-                if handle in state.surplus
-            ]
+            surplus += [Surplus(chain, h, rule) for h, rule in of_network if h in state.surplus]
         surplus += [
             Surplus(chain, handle, rule)
-            for handle, rule in _listed(chain, ruleset)
-            if _bare(rule) not in expected and _is_left_over(rule, networks)
+            for handle, rule in listed
+            if _bare(rule) not in expected and _is_left_over(rule, subnets)
         ]
     if not lost:
         surplus += [
@@ -237,18 +239,18 @@ def _state(
     remembered: frozenset[tuple[Chain, int]],
     chain: Chain,
 ) -> _State:
-    """Of one network in one chain."""
+    """Of one network in one chain. listed: what there is of wanted, copies among it."""
     own: dict[str, int] = {}
     for handle, rule in listed:
         # Of several, that which libvirt will delete; else the newest, as after its reloads.
-        if rule in wanted:
+        if not rule.endswith(MARK):
             best = own.get(rule)
             rank = ((chain, handle) in remembered, handle)
             if best is None or rank > ((chain, best) in remembered, best):
                 own[rule] = handle
-    copies = [handle for handle, rule in listed if rule.endswith(MARK) and _bare(rule) in wanted]
-    too_many = [handle for handle, rule in listed if rule in wanted and own[rule] != handle]
-    in_force = [_bare(r) for h, r in listed if h not in too_many and _bare(r) in wanted]
+    copies = [handle for handle, rule in listed if rule.endswith(MARK)]
+    too_many = [h for h, rule in listed if not rule.endswith(MARK) and own[rule] != h]
+    in_force = [_bare(rule) for handle, rule in listed if handle not in too_many]
     lacking = repair.flaws(list(dict.fromkeys(in_force)), wanted)
     lost = repair.flaws([rule for handle, rule in listed if own.get(rule) == handle], wanted)
     return _State(
@@ -266,11 +268,10 @@ def _skeleton(chain: Chain, ruleset: Ruleset) -> repair.Flaws:
     return repair.Flaws()
 
 
-def _is_left_over(rule: str, networks: Sequence[Definition]) -> bool:
+def _is_left_over(rule: str, subnets: Collection[str]) -> bool:
     if rule.endswith(MARK):
         return True
     if (match := _NAT.fullmatch(rule)) is not None:
-        subnets = {_printed(address) for network in networks for address in network.addresses}
         return match["subnet"] not in subnets
     return _DEAD.search(rule) is not None
 

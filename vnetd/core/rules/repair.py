@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -105,28 +105,49 @@ def edits(
 def _edits(
     observed: Sequence[str], expected: Sequence[str], wrong: frozenset[str], guide: Sequence[str]
 ) -> tuple[list[Edit], list[str]]:
-    changes = [Edit(rule) for rule in observed if rule in wrong]
+    """The changes, and what comes of them; of use only where that is right."""
+    deletions = [Edit(rule) for rule in observed if rule in wrong]
     chain = [rule for rule in observed if rule not in wrong]
-    if not chain:  # flushed: nothing foreign to stand beside
-        return [*changes, *(Edit(r, at) for at, r in enumerate(expected, 1))], list(expected)
-    for rule in expected:
-        if rule in wrong:
-            place = _place(chain, rule, guide)
-            chain.insert(place, rule)
-            changes.append(Edit(rule, position=place + 1))
-    return changes, chain
+    if chain:  # else flushed: nothing foreign to stand beside
+        result = _filled(chain, [rule for rule in expected if rule in wrong], guide)
+    else:
+        result = list(expected)
+    # Right is in order: of those that go in from the top down none pushes another.
+    insertions = [Edit(rule, at) for at, rule in enumerate(result, 1) if rule in wrong]
+    return [*deletions, *insertions], result
 
 
-def _place(chain: Sequence[str], rule: str, guide: Sequence[str]) -> int:
-    """Behind the nearest rule that came before it, else before the nearest that came after it."""
-    at = guide.index(rule)
-    for before in reversed(guide[:at]):
-        if before in chain:
-            return len(chain) - list(reversed(chain)).index(before)
-    for after in guide[at + 1 :]:
-        if after in chain:
-            return chain.index(after)
-    return 0
+def _filled(chain: Sequence[str], lost: Iterable[str], guide: Sequence[str]) -> list[str]:
+    """The chain with each lost rule behind the nearest rule that the guide has before it, else
+    before the nearest that comes after it.
+    """
+    rank = {rule: place for place, rule in reversed(list(enumerate(guide)))}
+    # A list of rules linked by their numbers; 0 is in front of the first.
+    rules = ["", *chain]
+    following = [*range(1, len(rules)), 0]
+    first = {rule: number for number, rule in reversed(list(enumerate(rules[1:], 1)))}
+    last = {rule: number for number, rule in enumerate(rules[1:], 1)}
+    for rule in lost:
+        at = rank[rule]
+        before = next((last[r] for r in _back(guide, at) if r in last), None)
+        if before is None:
+            after = next(
+                (first[guide[i]] for i in range(at + 1, len(guide)) if guide[i] in first), 0
+            )
+            before = following.index(after) if after else 0
+        first[rule] = last[rule] = len(rules)
+        rules.append(rule)
+        following.append(following[before])
+        following[before] = last[rule]
+    number, result = following[0], []
+    while number:
+        result.append(rules[number])
+        number = following[number]
+    return result
+
+
+def _back(guide: Sequence[str], at: int) -> Iterator[str]:
+    return (guide[place] for place in range(at - 1, -1, -1))
 
 
 def _holds(chain: Sequence[str], expected: Sequence[str]) -> bool:
