@@ -14,7 +14,17 @@ from vnetd.core.keep import coexist
 from vnetd.core.model import Family, IfName, Libvirt, Mode, Network, Observed
 from vnetd.core.packets import iptables_text
 from vnetd.core.packets.evaluate import Index, decide
-from vnetd.core.packets.firewall import Firewall, Hook, Layer, Packet, Tool
+from vnetd.core.packets.firewall import (
+    Base,
+    FilterChain,
+    Firewall,
+    Hook,
+    Layer,
+    Packet,
+    Place,
+    Tool,
+    Verdict,
+)
 from vnetd.core.policy import Coexist, NetworkPolicy, Policy
 from vnetd.core.policy import Firewall as OwnFirewall
 from vnetd.core.rules import iptables
@@ -112,6 +122,27 @@ def test_accepts_go_with_their_network_and_with_the_permission() -> None:
         assert (item.network, item.missing, len(item.unexpected)) == ("lab", (), 3)
 
 
+@pytest.mark.parametrize("name", ["aaa", "zzz"])
+def test_accepts_of_one_network_go_as_anothers_come(name: str) -> None:
+    before = recorded("ufw-0.36.2", Tool.LEGACY)
+    firewall = applied(before, coexist.terms(ALL, (LAB,), before))
+    other = replace(LAB, name=name, bridge=IfName("vbnew"), addresses=QUIET.addresses)
+    chains = {place: [r.text for r in c.rules] for place, c in firewall.chains.items()}
+    actions = list(coexist.plan(coexist.terms(ALL, (other,), firewall).drift))
+    assert len(actions) > 3
+    for action in actions:
+        assert isinstance(action, coexist.SetAccepts)
+        chain = chains[action.place]
+        for rule in action.remove:
+            chain.remove(rule)
+        for at, rule in enumerate(action.add, action.position):
+            assert at <= len(chain) + 1, "iptables: index of insertion too big"
+            chain.insert(at - 1, rule)
+    (forward,) = [rules for place, rules in chains.items() if place.chain == "ufw-user-forward"]
+    assert "--dport 25 -j DROP" in forward[0]
+    assert [f"vnetd:{name}" in rule for rule in forward[1:]] == [True] * (len(forward) - 1)
+
+
 def test_accepts_stand_behind_what_the_admin_denies() -> None:
     firewall = recorded("ufw-0.36.2", Tool.LEGACY)
     terms = coexist.terms(ALL, (LAB,), firewall)
@@ -146,3 +177,15 @@ def test_five_hundred_networks_are_judged_by_their_own_rules_only() -> None:
         assert [str(block) for block in foreign.blocks(network, (), few)] == [
             str(block) for block in whole
         ]
+
+
+def test_a_bridge_goes_into_its_zone_once_however_much_is_blocked() -> None:
+    hooks = (Hook.INPUT, Hook.FORWARD)
+    places = {hook: Place(Tool.NFT, "inet", "firewalld", f"filter_{hook}") for hook in hooks}
+    chains = {p: FilterChain(p, (), Base(h, 10, Verdict.DROP)) for h, p in places.items()}
+    firewall = Firewall(chains, uplinks={Family.IPV4: frozenset({IfName("uplink0")})})
+    assert len(foreign.blocks(LAB, [LAB], firewall)) == 2
+    drift = coexist.terms(ALL, (LAB,), firewall).drift
+    (action,) = coexist.plan(drift)
+    assert str(action) == "put bridge vblab into firewalld's zone libvirt"
+    assert all(str(hook) in action.reason for hook in hooks)

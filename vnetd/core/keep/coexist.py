@@ -7,8 +7,9 @@ than from the network to an uplink and back, so that no other network is opened.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vnetd.core import foreign
@@ -136,7 +137,7 @@ def terms(
     index = Index(firewall.without(MARK))
     wanted: dict[tuple[str, Place], list[str]] = {}
     whys: dict[tuple[str, Place], list[str]] = {}
-    drift: list[AcceptsDiffer | ZoneDiffers] = []
+    zones: dict[ZoneDiffers, list[str]] = {}
     left: list[foreign.Block] = []
     for network in networks:
         bare = index.about(foreign.interfaces(network, firewall))
@@ -144,7 +145,7 @@ def terms(
             place = _extension(block, bare) if _may(allowed, block) else None
             zone = _zone(block, network, firewall) if _may(allowed, block) else None
             if zone is not None:
-                drift.append(zone)
+                zones.setdefault(zone, []).append(str(block))
             elif place is not None:
                 rules = list(_accepts(block, network, firewall))
                 if not _helps(block, network, networks, bare, place, rules):
@@ -155,6 +156,9 @@ def terms(
                 whys.setdefault((network.name, place), []).append(str(block))
             else:
                 left.append(block)
+    drift: list[AcceptsDiffer | ZoneDiffers] = [
+        replace(zone, why=_joined(of_zone)) for zone, of_zone in zones.items()
+    ]
     drift += _differences(wanted, whys, firewall)
     drift += _zones_left(allowed, networks, firewall)
     return Terms(tuple(drift), tuple(left))
@@ -269,6 +273,8 @@ def _differences(
             if rule.comment.startswith(MARK) and place.tool is not Tool.NFT:
                 key = rule.comment.removeprefix(MARK), place
                 have.setdefault(key, []).append(rule)
+    gone: Counter[Place] = Counter()
+    """Rules that are removed before, which other networks had there."""
     for key in sorted({*wanted, *have}):
         network, place = key
         mine = have.get(key, [])
@@ -284,9 +290,14 @@ def _differences(
             if missing.pop(_meaning(rule), None) is None:
                 unexpected.append(rule.text)
         if missing or unexpected:
-            at = position(firewall, place) - len(unexpected)
-            why = few(whys.get(key, ()), most=2, between="; ")
+            gone[place] += len(unexpected)
+            at = position(firewall, place) - gone[place]
+            why = _joined(whys.get(key, ()))
             yield AcceptsDiffer(network, place, why, tuple(missing.values()), tuple(unexpected), at)
+
+
+def _joined(whys: Sequence[str]) -> str:
+    return few(whys, most=2, between="; ")
 
 
 def _meaning(rule: Rule) -> object:
@@ -304,7 +315,7 @@ def _zone(block: foreign.Block, network: Definition, firewall: Firewall) -> Zone
     have = firewall.zones.get(network.bridge, "")
     if have == want:
         return None
-    return ZoneDiffers(network.name, network.bridge, want, have, str(block))
+    return ZoneDiffers(network.name, network.bridge, want, have, "")
 
 
 def _zones_left(
