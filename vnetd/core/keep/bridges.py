@@ -23,6 +23,7 @@ from vnetd.core.model import (
 )
 from vnetd.core.policy import NetworkPolicy, Policy
 
+STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"
 _DEFAULT_MTU = 1500
 _NEW_MAC = "guests reach the host again when they have looked up its new MAC, up to 60 s"
 _LEAST_DELAY = 2.0

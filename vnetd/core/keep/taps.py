@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from vnetd.core.actions import Action
 from vnetd.core.drift import Difference, Drift, NetworkDrift, joined, unequal
+from vnetd.core.keep.bridges import STP_WAIT
 from vnetd.core.keep.bridges import wanted as wanted_of_bridge
 from vnetd.core.model import Definition, IfName, Libvirt, Link, Source, Tap
-from vnetd.core.model.link import Port, PortState, Vlan
+from vnetd.core.model.link import Port, PortState, Vlan, unwanted_vlans
 from vnetd.core.policy import Policy
 
-_STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"
 _NO_FLOOR = (
     "its guaranteed bandwidth (floor) is lost until its NIC is unplugged and plugged: libvirt "
     "reserves one only for a new NIC"
@@ -197,7 +197,7 @@ def plan(drift: Iterable[Drift], links: Mapping[IfName, Link]) -> Iterator[Actio
                 yield PlugTap(
                     objects=objects,
                     reason=reason,
-                    impact=_STP_WAIT if stp and not safe else "none",
+                    impact=STP_WAIT if stp and not safe else "none",
                     tap=tap,
                     bridge=bridge,
                     settings=settings,
@@ -277,13 +277,9 @@ def _compare(
         learning=not tap.mac_table if "learning" in keys else None,
         unicast_flood=not tap.mac_table if "unicast flood" in keys else None,
         vlans=tuple(sorted(tap.vlans - vlans)) if by_vlan else (),
-        unwanted_vlans=_numbers(vlans, but=tap.vlans) if by_vlan else (),
+        unwanted_vlans=unwanted_vlans(vlans, tap.vlans) if by_vlan else (),
         macs=tuple(sorted(macs)),
     ), differences
-
-
-def _numbers(vlans: Iterable[Vlan], *, but: Iterable[Vlan]) -> tuple[int, ...]:
-    return tuple(sorted({vlan.id for vlan in vlans} - {vlan.id for vlan in but}))
 
 
 def _has_stp(link: Link | None) -> bool:

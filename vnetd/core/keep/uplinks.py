@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vnetd.core.actions import Action
 from vnetd.core.drift import Conflict, Difference, Drift, Wait, joined, unequal
+from vnetd.core.keep.bridges import STP_WAIT
 from vnetd.core.model import (
     Address,
     IfName,
@@ -18,6 +19,7 @@ from vnetd.core.model import (
     Uplinks,
     bridge_object,
 )
+from vnetd.core.model.link import unwanted_vlans
 from vnetd.core.policy import INSTEAD, WIRELESS, BridgePolicy, BridgePort, Policy
 from vnetd.core.uplinks import resolve
 from vnetd.core.wording import few
@@ -26,7 +28,6 @@ PAUSE = (
     "connections of the host over {} pause for some 10 ms; put back within 10 s "
     "if its gateway then does not answer"
 )
-_STP_WAIT = "STP holds the port back for twice the forward delay, 4 s at least"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +178,7 @@ def plan(item: Drift, policy: Policy, observed: Observed) -> Action | None:
 def _unwanted(wanted: BridgePort, link: Link | None) -> tuple[int, ...]:
     if wanted.vlans is None or link is None or link.port is None:
         return ()
-    have = {vlan.id for vlan in link.port.vlans}
-    return tuple(sorted(have - {vlan.id for vlan in wanted.vlans}))
+    return unwanted_vlans(link.port.vlans, wanted.vlans)
 
 
 def obstacles(
@@ -219,7 +219,7 @@ def _take(
     link = links.get(want.name)
     stp = want.stp if want.stp is not None else bool(link and link.bridge and link.bridge.stp)
     impacts = [PAUSE.format(uplink)] if bears else []
-    impacts += [_STP_WAIT] if stp and not alone else []
+    impacts += [STP_WAIT] if stp and not alone else []
     return TakeUplink(
         objects=objects,
         reason=reason,

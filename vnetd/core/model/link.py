@@ -4,6 +4,7 @@ a port of a bridge is set to.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -31,6 +32,11 @@ class Vlan:
     def __str__(self) -> str:
         marks = (("pvid", self.pvid), ("untagged", self.untagged))
         return " ".join((str(self.id), *(word for word, on in marks if on)))
+
+
+def unwanted_vlans(have: Iterable[Vlan], wanted: Iterable[Vlan]) -> tuple[int, ...]:
+    """Numbers alone: one that is wanted otherwise is only set."""
+    return tuple(sorted({vlan.id for vlan in have} - {vlan.id for vlan in wanted}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ then wider than the rule, and costs protection rather than packets.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from vnetd.core.model import Chain, Family, Ruleset
 from vnetd.core.packets.iptables_text import options
@@ -34,19 +34,23 @@ _OF_FAMILY = frozenset((*SADDR.values(), *DADDR.values()))
 
 def passed(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Matches]:
     """Forwarded traffic of these bridges that is accepted before libvirt's last word on it."""
-    found: list[Matches] = []
-    for family in Family:
-        for name in ("FORWARD", "LIBVIRT_FWX", "LIBVIRT_FWI", "LIBVIRT_FWO"):
-            found += _accepts(ruleset, own, Chain(family, "filter", name), "LIBVIRT_FWO")
-    return [matches for matches in dict.fromkeys(found) if _concerns(matches, bridges)]
+    names = ("FORWARD", "LIBVIRT_FWX", "LIBVIRT_FWI", "LIBVIRT_FWO")
+    return _in_front(ruleset, own, bridges, "filter", names)
 
 
 def untranslated(ruleset: Ruleset, own: Own, bridges: Collection[str]) -> list[Matches]:
     """Traffic that is accepted before libvirt's NAT rules, and so leaves as it is."""
+    return _in_front(ruleset, own, bridges, "nat", ("POSTROUTING", "LIBVIRT_PRT"))
+
+
+def _in_front(
+    ruleset: Ruleset, own: Own, bridges: Collection[str], table: str, names: Sequence[str]
+) -> list[Matches]:
+    """names: the chains on the way, to libvirt's last."""
     found: list[Matches] = []
     for family in Family:
-        for name in ("POSTROUTING", "LIBVIRT_PRT"):
-            found += _accepts(ruleset, own, Chain(family, "nat", name), "LIBVIRT_PRT")
+        for name in names:
+            found += _accepts(ruleset, own, Chain(family, table, name), names[-1])
     return [matches for matches in dict.fromkeys(found) if _concerns(matches, bridges)]
 
 
