@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +16,7 @@ from vnetd.errors import Problem
 
 _MOST_NOTES = 4
 """Of each network: a flush makes a dozen, the same for all."""
+_GAP, _BELOW = "  ", "    "
 
 
 def print_json(value: object) -> None:
@@ -244,11 +247,40 @@ def clean(text: str) -> str:
 
 
 def _table(rows: Iterable[Sequence[str]]) -> None:
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in table(rows, columns):
+        print(line)
+
+
+def table(rows: Iterable[Sequence[str]], columns: int | None) -> Iterator[str]:
+    """Lines of at most so many columns, as far as words allow: the last cell of a row goes on below
+    itself, or below the whole row where it would have no room. None: however long.
+    """
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    start = sum(widths[:-1]) + len(_GAP) * len(widths[:-1])
+    longest = max((len(word) for row in cells for word in row[-1].split()), default=0)
     for row in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(line.rstrip())
+        padded = (cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False))
+        head, last = "".join(cell + _GAP for cell in padded), row[-1]
+        if columns is None or start + len(last) <= columns:
+            yield (head + last).rstrip()
+        elif start + longest <= columns:
+            yield from _wrapped(last, columns, head, " " * start)
+        else:
+            yield head.rstrip()
+            yield from _wrapped(last, columns, _BELOW, _BELOW)
+
+
+def _wrapped(text: str, columns: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        columns,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _notes(network: Mapping[str, Any]) -> list[str]:
