@@ -16,6 +16,9 @@ from vnetd.core.pacing import Failure, Fight
 from vnetd.core.record import Outcome, Record
 from vnetd.trigger import Clock
 
+# libvirt with hundreds of networks; one who writes for ever must not keep failures untold.
+_MOST_UNSETTLED = 120.0
+
 Due = frozenset[tuple[str, Source]]
 """Objects, and the systems in which something would have to be done for them."""
 
@@ -43,6 +46,8 @@ class _Incident:
     """The last action was refused: drift that is gone all the same was given up, not mended."""
     ended: float | None = None
     """When it was first seen to be right again, until it is not."""
+    notice: float | None = None
+    """When it was noticed, if that was in a pass before."""
 
 
 class Incidents:
@@ -54,6 +59,8 @@ class Incidents:
         self._recorder = recorder
         self._clock = clock
         self._of_pass: dict[str, _Incident] = {}
+        self._unsettled: dict[str, _Incident] = {}
+        """What the next pass goes on with."""
         self._failures: dict[tuple[str, Source], Failure] = {}
         """By object, and system that its action is for: the others go on."""
         self._fights: dict[str, Fight] = {}
@@ -92,7 +99,7 @@ class Incidents:
 
     def begin(self) -> None:
         now = self._clock.monotonic()
-        self._of_pass = {}
+        self._of_pass, self._unsettled = self._unsettled, {}
         # Also where it is right at the moment: what comes and goes is not told each time.
         self.contested = {
             object_: why
@@ -174,12 +181,17 @@ class Incidents:
             elif incident.ended is None:
                 incident.ended = self._clock.monotonic()
 
-    def conclude(self, found: Diff, due: Due, notice: float) -> None:
-        """due: what would have to be done now. notice: when the pass was first asked for."""
+    def conclude(self, found: Diff, due: Due, first: float, *, writing: bool) -> None:
+        """due: what would have to be done now. first: when the pass was first asked for. writing:
+        libvirt was writing its rules meanwhile, and the next pass looks at what it made of them.
+        """
         now = self._clock.monotonic()
-        ms = round((now - notice) * 1000)
+        ms = round((now - first) * 1000)
         left = _by_object(found.drift)
         for object_, incident in self._of_pass.items():
+            notice = first if incident.notice is None else incident.notice
+            if writing and incident.failed <= {Source.FIREWALL}:
+                incident.gave_up = False  # refused as it came in between
             if object_ not in left:
                 if incident.gave_up:
                     self._record(object_, incident, Outcome.FAILED, ms, incident.error)
@@ -188,7 +200,13 @@ class Incidents:
                     took = round(((incident.ended or now) - notice) * 1000)
                     self._record(object_, incident, Outcome.REPAIRED, took)
             elif incident.actions or incident.error:
-                self._fail(object_, incident, now, ms)
+                rules_only = all(item.source is Source.FIREWALL for item in left[object_])
+                if writing and rules_only and now - notice < _MOST_UNSETTLED:
+                    incident.error, incident.notice = "", notice
+                    incident.failed.clear()
+                    self._unsettled[object_] = incident
+                else:
+                    self._fail(object_, incident, now, ms)
         self._told &= {*left, *self.contested}
         self._failures = {key: it for key, it in self._failures.items() if key in due}
         given_up = {object_ for object_, incident in self._of_pass.items() if incident.gave_up}

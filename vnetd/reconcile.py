@@ -85,6 +85,8 @@ class Reconciler:
         self._incidents = Incidents(publisher, clock)
         self._rewriting = False
         """libvirt, which does not answer, writes rules: at its start it takes all out and in."""
+        self._read_at = 0.0
+        """What libvirt wrote until then was there when rules were read, or asked for by vnetd."""
         self._look_again_at = 0.0
         self._pass_started: float | None = None
         self._resync_at = 0.0
@@ -184,6 +186,7 @@ class Reconciler:
         self._incidents.begin()
         self._hung.clear()
         self._causes = pokes.causes
+        self._read_at = self._clock.monotonic()
         await self._observe(pokes.sources)
         self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
         self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
@@ -193,6 +196,11 @@ class Reconciler:
         for _ in range(_MOST_ROUNDS):
             self._incidents.note(found.drift, pokes.causes)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
+            if done and self._is_writing:
+                # What was right to put back may be wrong by now. The next pass waits for libvirt.
+                actions = tuple(
+                    x for x in actions if self._backend(x).source is not Source.FIREWALL
+                )
             if not actions or actions == tried or self._stopping.is_set():
                 break
             if not all(action.quick for action in actions):
@@ -201,13 +209,16 @@ class Reconciler:
             self._observed = replace(self._observed, insist=False)
             failed.update(await self._apply(actions, done, progress))
             done += len(actions)
-            await self._observe(self._touched(actions))
+            touched = self._touched(actions)
+            await self._observe(touched)
+            if Source.LIBVIRT in touched:
+                self._read_at = self._clock.monotonic()
             tried = actions
             found, planned = self._think()
             self._incidents.mark_ended(found)
         self._incidents.announce()
         due = frozenset((o, self._backend(x).source) for x in planned for o in x.objects)
-        self._incidents.conclude(found, due, pokes.first)
+        self._incidents.conclude(found, due, pokes.first, writing=self._is_writing)
         return self._publish(found, healing=False)
 
     async def _observe(self, sources: Iterable[Source]) -> None:
@@ -392,6 +403,13 @@ class Reconciler:
     def _is_legacy(self) -> bool:
         ruleset = self._observed.firewall
         return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
+
+    @property
+    def _is_writing(self) -> bool:
+        """libvirt writes rules unasked, as after a firewalld reload: one network after another."""
+        ruleset = self._observed.firewall
+        in_iptables = ruleset is not None and ruleset.world.is_iptables
+        return in_iptables and (self._rewriting or self.trigger.written > self._read_at)
 
     @property
     def _running(self) -> dict[str, Definition]:

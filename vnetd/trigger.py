@@ -38,6 +38,8 @@ class Trigger:
     LONGEST = 5.0
 
     def __init__(self, clock: Clock) -> None:
+        self.written = float("-inf")
+        """When libvirt was last seen to write (monotonic)."""
         self._clock = clock
         self._pokes: Pokes | None = None
         self._poked = asyncio.Event()
@@ -63,6 +65,8 @@ class Trigger:
             self._pokes.causes.update(dict.fromkeys(sources, cause))
         if writing is not None:
             self._pokes.writing = now if writing else None
+        if writing:
+            self.written = now
         self._poked.set()
 
     def count(self, source: Source) -> int:

@@ -12,6 +12,7 @@ from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import IfName, Link, Mode, Observed, Source, State, Tap
 from vnetd.core.model import World as Firewalls
 from vnetd.core.record import Outcome
+from vnetd.core.rules import iptables
 
 
 @world
@@ -193,3 +194,95 @@ async def test_its_dnsmasq_is_looked_for_when_a_network_has_started(w: World) ->
     await w.look(Source.LIBVIRT)
     await w.look(Source.LIBVIRT)
     assert dnsmasq.looks == before + 1
+
+
+# -- libvirt rewrites the rules of all its networks, one network after the other
+
+
+class Rewriting:
+    """Before each look at the rules behind a repair, libvirt has taken network b's out."""
+
+    def __init__(self, w: World) -> None:
+        self._w = w
+        (self._firewall,) = [b for b in w.host.backends if b.source is Source.FIREWALL]
+        self._looking = self._firewall.observe
+        self._firewall.observe = self._observe  # type: ignore[method-assign]
+
+    async def _observe(self, observed: Observed) -> Observed:
+        if self._w.host.applied or self._w.host.refused:
+            self._w.host.remove_rules("b")
+            self.write()
+        return await self._looking(observed)
+
+    def write(self) -> None:
+        self._w.now += 0.01
+        self._w.reconciler.trigger.poke(Source.FIREWALL, reason="libvirt writes", writing=True)
+
+    def end(self) -> None:
+        self._firewall.observe = self._looking  # type: ignore[method-assign]
+        w = self._w
+        live = w.host.networks["b"].live
+        assert live is not None
+        w.host.remove_rules("b")
+        for chain, rules in iptables.network_rules(live).items():
+            w.host.chains[chain][:0] = rules
+
+
+@world
+async def test_rules_that_libvirt_takes_out_again_are_no_failure(w: World) -> None:
+    libvirt = Rewriting(w)
+    w.host.flush()
+    assert await w.look(cause=CULPRIT) is State.DRIFTED
+    assert [type(action) for action in w.host.applied] == [RestoreRules]
+    assert [record.object for record in w.published.records] == ["network/a"]
+    w.now += 20
+    libvirt.end()
+    assert await w.look() is State.CONVERGED
+    assert len(w.host.applied) == 1
+    (_, record) = w.published.records
+    assert (record.object, record.outcome) == ("network/b", Outcome.REPAIRED)
+    assert (record.cause, record.ms // 1000) == (CULPRIT, 20)
+
+
+@world
+async def test_a_repair_that_libvirt_came_in_between_of_is_no_failure(w: World) -> None:
+    libvirt = Rewriting(w)
+    w.host.fail[RestoreRules] = "Index of insertion too big."
+    w.host.flush()
+    assert await w.look() is State.DRIFTED
+    assert len(w.host.refused) == 1
+    w.host.fail.clear()
+    libvirt.end()
+    w.host.applied.clear()
+    assert await w.look() is State.CONVERGED
+    assert {record.outcome for record in w.published.records} == {Outcome.REPAIRED}
+
+
+@world
+async def test_nor_is_one_that_libvirt_made_in_vnetds_place(w: World) -> None:
+    libvirt = Rewriting(w)
+    w.host.fail[RestoreRules] = "Index of insertion too big."
+    w.host.remove_rules("b")
+    assert await w.look() is State.DRIFTED
+    libvirt.end()
+    assert await w.look() is State.CONVERGED
+    assert w.published.records == []
+
+
+@world
+async def test_rules_that_somebody_takes_out_for_minutes_fail(w: World) -> None:
+    Rewriting(w)
+    w.host.flush()
+    for _ in range(5):
+        await w.look()
+        w.now += 30
+    assert Outcome.FAILED in {record.outcome for record in w.published.records}
+
+
+@world
+async def test_without_libvirt_at_work_a_repair_that_does_not_hold_is_a_failure(w: World) -> None:
+    libvirt = Rewriting(w)
+    libvirt.write = lambda: None  # type: ignore[method-assign]
+    w.host.flush()
+    assert await w.look() is State.DEGRADED
+    assert [r.object for r in w.published.records if r.outcome is Outcome.FAILED] == ["network/b"]
