@@ -56,7 +56,7 @@ class FakeHost:
         self.applied: list[Action] = []
         self.fail: dict[type[Action], str | BackendError] = {}
         self.refused: list[Action] = []
-        self.unreadable: dict[Source, str] = {}
+        self.unreadable: dict[Source, str | OSError] = {}
         self.leaving: set[str] = set()
         self.taps: tuple[Tap, ...] = ()
         self.answers, self.starts = asyncio.Event(), asyncio.Event()
@@ -199,7 +199,7 @@ class _Backend:
     async def observe(self, observed: Observed) -> Observed:
         self.looks += 1
         if why := self._host.unreadable.get(self.source):
-            raise BackendError(why)
+            raise BackendError(why) if isinstance(why, str) else why
         match self.source:
             case Source.LIBVIRT:
                 await self._host.answers.wait()

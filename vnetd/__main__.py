@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import faulthandler
 import os
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from vnetd import __version__, journal
 from vnetd.backends.files import DEFAULT_CONFIG
-from vnetd.errors import VnetdError
+from vnetd.errors import VnetdError, is_want_of_files
 
 # systemd starts it again at once, which is good after a crash only.
 _AGAIN_SECONDS = 2.0
@@ -46,7 +45,7 @@ def main() -> int:
         for error in errors.exceptions:
             print(f"vnetd: {error}", file=sys.stderr)
     except* OSError as errors:
-        few, others = errors.split(lambda e: getattr(e, "errno", 0) in (errno.EMFILE, errno.ENFILE))
+        few, others = errors.split(lambda e: isinstance(e, OSError) and is_want_of_files(e))
         if others is not None or few is None:
             raise
         code = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ class NoSuchNetwork(VnetdError):
 
 class BackendError(VnetdError):
     """A system that vnetd reads or changes refused or failed; trying again later may help."""
+
+
+def is_want_of_files(error: OSError) -> bool:
+    """Whether it says nothing of what was to be read: vnetd, or the host, has too many open."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 class NotConnected(BackendError):

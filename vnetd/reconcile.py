@@ -23,7 +23,7 @@ from vnetd.core.pacing import Failure
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
 from vnetd.core.status import Circumstances, Status, status
-from vnetd.errors import BackendError, Busy, Hangs, NotConnected
+from vnetd.errors import BackendError, Busy, Hangs, NotConnected, is_want_of_files
 from vnetd.incidents import Incidents, Recorder
 from vnetd.trigger import Clock, Pokes, Trigger
 
@@ -252,6 +252,14 @@ class Reconciler:
         self._observed = replace(self._observed, leaving=self._leaving() | self._changing)
 
     async def _observe_with(self, backend: Backend) -> None:
+        try:
+            await self._look_with(backend)
+        except OSError as error:
+            if is_want_of_files(error):
+                raise BackendError(str(error)) from error
+            raise
+
+    async def _look_with(self, backend: Backend) -> None:
         if backend.source is Source.LINKS:
             self._links_seen = self.trigger.count(Source.LINKS)
         if backend.source is not Source.LIBVIRT:

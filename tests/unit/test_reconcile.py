@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
@@ -148,6 +149,17 @@ async def test_what_could_not_be_looked_at_is_no_ground_to_act(w: World) -> None
     w.host.unreadable.clear()
     assert await w.look() is State.CONVERGED
     assert w.host.applied == []
+
+
+@world
+async def test_want_of_files_ends_no_pass_and_no_vnetd(w: World) -> None:
+    w.host.unreadable[Source.DNSMASQ] = OSError(errno.EMFILE, "Too many open files")
+    w.host.flush()
+    assert await w.look() is State.DEGRADED
+    assert [type(action) for action in w.host.applied] == [RestoreRules]
+    w.host.unreadable.clear()
+    w.now += 3600
+    assert await w.look() is State.CONVERGED
 
 
 @world

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vnetd.core.model import Cause
-from vnetd.errors import BackendError, Hangs
+from vnetd.errors import BackendError, Hangs, is_want_of_files
 
 # What a busy host takes for hundreds of networks is a part of it; all else waits meanwhile.
 _SECONDS = 10.0
@@ -48,9 +48,13 @@ async def run(argv: Sequence[str], stdin: str = "") -> str:
 def name_of(pid: int) -> str | None:
     """The kernel's name of a process (at most 15 bytes); None if it is gone."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+        return _name_of(pid)
     except OSError:
         return None
+
+
+def _name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
 
 
 def libvirt() -> Cause | None:
@@ -67,13 +71,18 @@ def libvirt() -> Cause | None:
 
 def dnsmasq(network: str) -> int | None:
     """The pid of the one that libvirt runs for it. libvirt leaves the file behind when it stops a
-    network: another process may have the pid.
+    network: another process may have the pid. Raises BackendError where vnetd cannot tell for want
+    of open files.
     """
     try:
         pid = int((DNSMASQ_PID_FILES / f"{network}.pid").read_text())
-    except (OSError, ValueError):
+        return pid if _name_of(pid) == "dnsmasq" else None
+    except ValueError:
         return None
-    return pid if name_of(pid) == "dnsmasq" else None
+    except OSError as error:
+        if is_want_of_files(error):
+            raise BackendError(f"dnsmasq of network {network}: {error.strerror}") from error
+        return None
 
 
 def ancestors(pid: int, name: str) -> tuple[str, ...] | None:

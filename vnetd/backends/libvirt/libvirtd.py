@@ -35,7 +35,7 @@ from vnetd.core.keep.networks import (
 )
 from vnetd.core.keep.taps import LimitTap, RecordPort
 from vnetd.core.model import Cause, Lease, Nic, Observed, Source
-from vnetd.errors import BackendError, NotConnected
+from vnetd.errors import BackendError, NotConnected, is_want_of_files
 
 # network_conf/virnetworkobj: what changes without an event (net-update, net-autostart, SIGHUP).
 DIRECTORIES = tuple(
@@ -147,7 +147,12 @@ class Libvirtd:
         """Networks that were active at the last look, and of which libvirt has begun to remove
         everything since; libvirt itself says so only when it is through.
         """
-        return self._active - _recorded() if self._active else frozenset()
+        try:
+            return self._active - _recorded() if self._active else frozenset()
+        except OSError as error:
+            if is_want_of_files(error):
+                return frozenset()  # cannot tell; the next look may
+            raise
 
     async def leases(self, network: str) -> tuple[Lease, ...]:
         """Of this network, or "" for all that run. Raises BackendError."""
@@ -259,6 +264,7 @@ class Libvirtd:
 
 
 def _recorded() -> frozenset[str]:
+    """Raises OSError where vnetd may open no more files."""
     return frozenset(path.stem for path in _STATUS.glob("*.xml"))
 
 
