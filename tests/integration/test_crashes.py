@@ -113,7 +113,7 @@ def test_stopped_vnetd_leaves_networks_as_they_are(box: Hypervisor) -> None:
 
 
 def test_second_vnetd_ends_and_leaves_the_first_alone(box: Hypervisor) -> None:
-    done = box.attempt(box.tool("vnetd"))
+    done = box.attempt(*box.as_service(box.tool("vnetd")))
     assert done.returncode == 1
     assert "already running" in done.stderr
     assert box.state() == "converged"

@@ -14,7 +14,16 @@ NOT_IN_THE_BOX = {"journal"}
 
 
 def check(box: Hypervisor, *under: str) -> tuple[dict[str, dict[str, str]], int]:
-    done = box.attempt(*under, box.tool("vnetd"), "--check-environment", "--json")
+    """As the service, but for what under changes."""
+    return asked(box, *box.as_service(*under, *vnetd(box)))
+
+
+def vnetd(box: Hypervisor) -> tuple[str, ...]:
+    return box.tool("vnetd"), "--check-environment", "--json"
+
+
+def asked(box: Hypervisor, *argv: str) -> tuple[dict[str, dict[str, str]], int]:
+    done = box.attempt(*argv)
     assert done.stdout, done.stderr
     findings = {item["name"]: item for item in json.loads(done.stdout)}
     assert all(item["off"] for item in findings.values() if item["found"] == "missing")
@@ -41,15 +50,11 @@ def test_a_whole_host(box: Hypervisor) -> None:
     ("under", "expected"),
     [
         (
-            ("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"),
+            ("setpriv", "--ambient-caps=-all", "--inh-caps=-all"),
             {"CAP_NET_ADMIN", "kernel notifications", "nf_tables", "table flags owner, persist"},
         ),
         (("env", "PATH=/nowhere"), {"nft", "iptables (nf_tables)", "ip", "busctl"}),
         (("env", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nowhere"), {"system bus"}),
-        (
-            ("setpriv", "--reuid", "65534", "--clear-groups"),
-            {"CAP_NET_ADMIN", "/proc/sys/net", "libvirt", "runtime directory"},
-        ),
     ],
 )
 def test_what_is_missing_is_named(
@@ -60,6 +65,13 @@ def test_what_is_missing_is_named(
     assert code == 1
 
 
+def test_what_another_user_lacks_is_named(box: Hypervisor) -> None:
+    findings, code = asked(box, "setpriv", "--reuid", "65534", "--clear-groups", *vnetd(box))
+    lacks = {"CAP_NET_ADMIN", "/proc/sys/net", "libvirt", "runtime directory"}
+    assert lacks <= missing(findings), findings
+    assert code == 1
+
+
 def test_a_policy_with_mistakes_and_a_dead_libvirtd(box: Hypervisor) -> None:
     box.write("/etc/vnetd/vnetd.toml.d/bad.toml", "[networks.lab]\nmode = 'natt'\n")
     box.kill("libvirtd", signal.SIGKILL)
@@ -67,7 +79,7 @@ def test_a_policy_with_mistakes_and_a_dead_libvirtd(box: Hypervisor) -> None:
         findings, _ = check(box)
         assert missing(findings) == {*NOT_IN_THE_BOX, "libvirt", "policy"}
         assert "bad.toml:2" in findings["policy"]["text"]
-        said = box.attempt(box.tool("vnetd"), "--check-environment").stdout
+        said = box.attempt(*vnetd(box)[:-1]).stdout
         assert "missing  libvirt: " in said
         assert "         off: a changed policy: the one before stays in force" in said
     finally:

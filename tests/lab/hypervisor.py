@@ -233,14 +233,15 @@ class Hypervisor(Machine):
         does, for which a test needs a reason.
         """
         argv = (self.tool("vnetd"), *arguments)
-        if not as_root:
-            self._prepare_service()
-            argv = self.as_service(*argv, legacy=legacy)
+        if as_root:
+            self.spawn("vnetd", *argv)
+        else:
+            self.serve(*argv, legacy=legacy)
+
+    def serve(self, *argv: str, legacy: bool = False) -> subprocess.Popen[bytes]:
+        """Run this as vnetd.service runs vnetd."""
         if legacy:
             self._show_legacy_modules()
-        self.spawn("vnetd", *argv)
-
-    def _prepare_service(self) -> None:
         self.sh("""
             mkdir -p /run/vnetd /etc/vnetd
             touch /run/xtables.lock
@@ -255,6 +256,7 @@ class Hypervisor(Machine):
             self.spawn("status", *listen, *hand_over.split())
             self.wait_until(lambda: self.succeeds("chgrp", "vnetd", socket))
             self.run("chmod", "660", socket)
+        return self.spawn("vnetd", *self.as_service(*argv, legacy=legacy))
 
     def _show_legacy_modules(self) -> None:
         """As they are seen where its tables are modules, as distributions have them; where they

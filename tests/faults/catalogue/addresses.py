@@ -11,27 +11,14 @@ from tests.lab.hypervisor import Hypervisor
 from tests.lab.machine import Machine
 
 
-class _Confined(Hypervisor):
-    """Whose vnetd may not write below /proc/sys/net."""
-
-    def tool(self, name: str) -> str:
-        return _CONFINED if name == "vnetd" else super().tool(name)
-
-
-_CONFINED = "/run/box/confined-vnetd"
-_CONFINE = "mount --bind -o ro /proc/sys/net /proc/sys/net"
-
-
 @contextmanager
 def with_settings_read_only(system: System) -> Iterator[Machine]:
     """As by a vnetd.service without ReadWritePaths=/proc/sys/net."""
-    with _Confined(root=system.root) as box:
+    with Hypervisor(root=system.root) as box:
         furnish(box)
-        vnetd = Hypervisor.tool(box, "vnetd")
-        run = f'exec unshare --mount sh -ec \'{_CONFINE}; exec {vnetd} "$@"\' sh "$@"'
-        box.write(_CONFINED, f"#!/bin/sh\n{run}\n")
-        box.run("chmod", "+x", _CONFINED)
         box.start_vnetd(POLICY)
+        mounts = ("nsenter", "--mount", f"--target={box.pid('vnetd')}")
+        box.run(*mounts, "mount", "-o", "remount,bind,ro", "/proc/sys/net")
         yield box
 
 

@@ -62,7 +62,7 @@ def name_taken(host: Host) -> None:
     box.spawn("squatter", "/usr/bin/python3", "-c", _SQUATTER)
     box.wait_until(lambda: "has it" in box.log("squatter"), what="another owner of the name")
     said = len(box.log("vnetd"))
-    box.spawn("vnetd", box.tool("vnetd"), "--log-level", "debug")
+    box.spawn_vnetd("--log-level", "debug")
     wrong = "the name org.vnetd1 belongs to another process"
     box.wait_until(lambda: wrong in box.log("vnetd")[said:], what="it is said")
     rules = box.rules()

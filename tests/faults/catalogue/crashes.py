@@ -61,10 +61,10 @@ def at_each_step(what: str, host: Host) -> None:
         host.run(_DAMAGE)
         said = len(box.log("vnetd"))
         step = box.python("-c", _UNTIL, str(number), what)
-        process = box.spawn("vnetd", *step, "--log-level", "debug")
+        process = box.serve(*step, "--log-level", "debug")
         box.wait_until(partial(_is_over, box, process), what="the end of it, or of the repair")
         if process.poll() is not None:
-            box.spawn("vnetd", box.tool("vnetd"), "--log-level", "debug")
+            box.spawn_vnetd("--log-level", "debug")
         box.wait_until(
             lambda: box.state() == "converged" and host.facts() == good,
             seconds=60,
@@ -109,7 +109,8 @@ def stopped_in_a_repair(host: Host) -> None:
 
 
 def second(host: Host) -> None:
-    done = host.box.attempt(host.box.tool("vnetd"))
+    box = host.hypervisor
+    done = box.attempt(*box.as_service(box.tool("vnetd")))
     assert done.returncode == 1
     assert "already running" in done.stderr
 

@@ -148,7 +148,7 @@ sys.exit(main())
 def errors_at_random(host: Host) -> None:
     box = host.hypervisor
     box.kill("vnetd")
-    box.spawn("vnetd", *box.python("-c", _ERRORS, "--log-level", "debug"))
+    box.serve(*box.python("-c", _ERRORS, "--log-level", "debug"))
     box.wait_until(lambda: box.state() == "converged", seconds=60, what="state converged")
     for damage in ("iptables -F", "virsh -q net-destroy lab", "virsh -q net-undefine routed"):
         host.run(damage)

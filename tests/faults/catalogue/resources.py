@@ -8,6 +8,7 @@ from functools import partial
 
 from tests.faults.fault import Fault, Outcome
 from tests.faults.host import Host
+from tests.lab.hypervisor import Hypervisor
 from tests.lab.machine import Machine
 
 _STATE = "/var/lib/vnetd"
@@ -60,15 +61,14 @@ def from_before(host: Host) -> None:
     host.hypervisor.start_vnetd()
 
 
-def start_under(box: Machine, *under: str) -> None:
+def start_under(box: Hypervisor, *under: str) -> None:
     box.kill("vnetd")
-    box.spawn("vnetd", *under, box.tool("vnetd"), "--log-level", "debug")
+    box.serve(*under, box.tool("vnetd"), "--log-level", "debug")
     box.wait_until(lambda: box.state() not in ("", "healing"), what="vnetd's first pass")
 
 
 def without_rights(host: Host) -> None:
-    none = ("--bounding-set", "-net_admin", "--inh-caps", "-net_admin")
-    start_under(host.box, "setpriv", *none)
+    start_under(host.hypervisor, "setpriv", "--ambient-caps=-all", "--inh-caps=-all")
     host.run("ip link set $TAP nomaster")
     assert host.box.vnetctl("status").returncode == 3
 
@@ -88,13 +88,14 @@ def overrun(host: Host) -> None:
 
 def few_descriptors(host: Host) -> None:
     """With still fewer it ends, and says why."""
-    host.box.kill("vnetd")
-    done = host.box.attempt("prlimit", "--nofile=16", host.box.tool("vnetd"))
+    box = host.hypervisor
+    box.kill("vnetd")
+    done = box.attempt(*box.as_service("prlimit", "--nofile=16", box.tool("vnetd")))
     assert done.returncode == 1
     assert "may open too few files" in done.stderr
     assert "Traceback" not in done.stderr
-    host.hypervisor.start_vnetd()
-    start_under(host.box, "prlimit", "--nofile=56")
+    box.start_vnetd()
+    start_under(box, "prlimit", "--nofile=54")
 
 
 def frozen(host: Host) -> None:
