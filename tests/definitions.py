@@ -7,6 +7,7 @@ from __future__ import annotations
 V4 = '<ip address="10.60.{n}.1" netmask="255.255.255.0">{inside}</ip>'
 V4_PREFIX = '<ip address="10.61.{n}.129" prefix="25">{inside}</ip>'
 V6 = '<ip family="ipv6" address="fd60:{n}::1" prefix="64"/>'
+V6_DHCP = V6.replace("/>", '><dhcp><range start="fd60:{n}::10" end="fd60:{n}::20"/></dhcp></ip>')
 DHCP = '<dhcp><range start="10.60.{n}.10" end="10.60.{n}.20"/></dhcp>'
 HOST = '<dhcp><host mac="52:54:00:00:00:01" name="web" ip="10.60.{n}.9"/></dhcp>'
 TFTP = '<tftp root="/tmp"/>'
@@ -36,12 +37,21 @@ DEFINITIONS = {
     "nat-route": '<forward mode="nat"/>'
     + V4
     + '<route address="10.99.{n}.0" prefix="24" gateway="10.60.{n}.2"/>',
+    "nat-routes": '<forward mode="nat"/>'
+    + V4
+    + V4_PREFIX
+    + V6
+    + '<route address="10.99.{n}.0" prefix="24" gateway="10.60.{n}.2"/>'
+    '<route address="10.98.{n}.0" prefix="24" gateway="10.61.{n}.130"/>'
+    '<route family="ipv6" address="fd99:{n}::" prefix="64" gateway="fd60:{n}::2"/>',
+    "nat-dhcp-v6": '<forward mode="nat"/>' + V4.replace("{inside}", DHCP) + V6_DHCP,
     "nat-dev": '<forward mode="nat" dev="uplink0"/>' + V4 + V6,
     "nat-interface": '<forward mode="nat"><interface dev="uplink0"/></forward>' + V4,
     "nat-two-addresses": '<forward mode="nat"/>' + V4 + V4_PREFIX,
     "nat-no-dns": '<forward mode="nat"/><dns enable="no"/>' + V4,
     "route": '<forward mode="route"/>' + V4 + V6,
     "route-dev": '<forward mode="route" dev="uplink0"/>' + V4_PREFIX + V6 + V4,
+    "route-dhcp-tftp": '<forward mode="route"/>' + V4.replace("{inside}", TFTP + DHCP),
     "isolated": V4,
     "isolated-dhcp-v6": V4.replace("{inside}", DHCP) + V6,
     "isolated-bare": "",
