@@ -1,16 +1,20 @@
 """Every form of network that there is, in every firewall, on both libvirts: whatever is done to its
 rules is undone, exactly; with the network they go, and with it they come again.
 
-The long form takes each rule out alone, for half an hour. Without it rules are taken
-by lot, always the same ones, but of each form in each firewall.
+The long form takes each rule out alone, and starts networks in every order, for half an hour.
+Without it rules and orders are taken by lot, always the same ones, but of each form in each
+firewall.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ import pytest
 from tests.cases.record_rules import in_any_order, start
 from tests.definitions import DEFINITIONS, definition
 from tests.lab import rules as lab
-from tests.lab.hypervisor import TRIXIE, WORLDS, Hypervisor
+from tests.lab.hypervisor import WORLDS, WORLDS_IN_SHORT, Hypervisor
 from tests.lab.rules import Rule
 from tests.long import LONG
 
@@ -27,6 +31,7 @@ NAMES = in_any_order()
 NUMBERS = range(len(NAMES))
 WITHOUT_RULES = {"bridge", "open", "passthrough", "private", "vepa"}
 RULED = {name for name in NAMES if name not in WITHOUT_RULES}
+SEVERAL = ("nat-dhcp", "route", "isolated-dhcp-v6", "nat-nat66-source")
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,16 @@ class Firewall:
     backend: str
     variant: str
 
+    def box(self) -> Hypervisor:
+        return Hypervisor(root=self.root, backend=self.backend, variant=self.variant)
+
     @property
     def is_nftables(self) -> bool:
         return self.backend == "nftables"
+
+    @property
+    def flush(self) -> str:
+        return FLUSH_IPTABLES if self.variant == "legacy" else FLUSH_RULESET
 
     @property
     def rules(self) -> Callable[[Hypervisor], list[Rule]]:
@@ -69,6 +81,11 @@ class Firewall:
 
 
 FIREWALLS = {name: Firewall(*world) for name, world in WORLDS.items()}
+FLUSH_IPTABLES = (
+    "iptables -F; iptables -t nat -F; iptables -t mangle -F; ip6tables -F; ip6tables -t nat -F"
+)
+FLUSH_RULESET = "nft flush ruleset"
+JUMP = re.compile(r"-j LIBVIRT_|counter jump guest_")
 # libvirt installs the rules of all networks again for one lost rule, and for some it takes turns.
 SECONDS = 100.0
 
@@ -80,9 +97,7 @@ def firewall(request: pytest.FixtureRequest) -> Firewall:
 
 @pytest.fixture(scope="module")
 def box(firewall: Firewall) -> Iterator[Hypervisor]:
-    with Hypervisor(
-        root=firewall.root, backend=firewall.backend, variant=firewall.variant
-    ) as hypervisor:
+    with firewall.box() as hypervisor:
         start_all(hypervisor)
         hypervisor.start_vnetd("")
         yield hypervisor
@@ -119,6 +134,31 @@ def by_number(rules: Sequence[Rule]) -> dict[int | None, list[Rule]]:
     return found
 
 
+def but_for_jumps(rules: Sequence[Rule]) -> list[str]:
+    """What is some network's: also where the rule of one that is gone names no bridge any more."""
+    return [f"{rule.place} {rule.text}" for rule in rules if not JUMP.match(rule.text)]
+
+
+def destroy(box: Hypervisor, firewall: Firewall, name: str) -> None:
+    """Of it nothing is left, of the others all."""
+    number = NAMES.index(name)
+    others = [rule for rule in firewall.rules(box) if rule.number != number]
+    box.run("virsh", "net-destroy", name)
+    assert but_for_jumps(firewall.rules(box)) == but_for_jumps(others), name
+
+
+def destroy_all(box: Hypervisor, firewall: Firewall, names: Sequence[str]) -> None:
+    if EVERY:
+        for name in names:
+            destroy(box, firewall, name)
+    else:
+        box.run("virsh", "; ".join(f"net-destroy {name}" for name in names))
+    assert but_for_jumps(firewall.rules(box)) == []
+    guard = ("nft", "list", "table", "inet", "vnetd")
+    box.wait_until(lambda: not box.succeeds(*guard), what="the guard gone with the last of them")
+    box.wait_for_state("converged")
+
+
 def networks(names: set[str]) -> set[str]:
     return {f"network/{name}" for name in names}
 
@@ -130,13 +170,7 @@ def test_each_form_has_the_rules_that_it_should(box: Hypervisor, firewall: Firew
 
 
 @pytest.mark.timeout(2 * SECONDS + 60)
-@pytest.mark.parametrize(
-    "script",
-    [
-        "iptables -F; iptables -t nat -F; iptables -t mangle -F; ip6tables -F; ip6tables -t nat -F",
-        "nft flush ruleset",
-    ],
-)
+@pytest.mark.parametrize("script", [FLUSH_IPTABLES, FLUSH_RULESET])
 def test_flushed(box: Hypervisor, firewall: Firewall, script: str) -> None:
     if script.startswith("nft") == (firewall.is_nftables or firewall.variant == "nft"):
         recorded = heal(box, firewall, lambda: box.sh(script))
@@ -189,15 +223,11 @@ def test_each_rule_is_deleted_alone(
 def test_nothing_is_left_and_all_comes_again(box: Hypervisor, firewall: Firewall) -> None:
     good = firewall.saved(box)
     if EVERY:
-        for number, name in enumerate(NAMES):
-            box.run("virsh", "net-destroy", name)
-            assert [rule for rule in firewall.rules(box) if rule.number == number] == []
-    else:
-        box.run("virsh", "; ".join(f"net-destroy {name}" for name in NAMES))
-    box.wait_for_state("converged")
-    assert [rule for rule in firewall.rules(box) if rule.number is not None] == []
-    guard = ("nft", "list", "table", "inet", "vnetd")
-    box.wait_until(lambda: not box.succeeds(*guard), what="the guard gone with the last of them")
+        for name in NAMES:
+            destroy(box, firewall, name)
+            start(box, name, NAMES.index(name))
+            assert sorted(firewall.saved(box)) == sorted(good), name
+    destroy_all(box, firewall, NAMES)
     start_all(box)
     assert firewall.saved(box) == good
     box.wait_until(lambda: box.state() == "converged", seconds=SECONDS, what="converged")
@@ -205,16 +235,42 @@ def test_nothing_is_left_and_all_comes_again(box: Hypervisor, firewall: Firewall
 
 
 @pytest.fixture(scope="module")
-def bare_box() -> Iterator[Hypervisor]:
-    with Hypervisor(root=TRIXIE, backend="nftables") as hypervisor:
+def bare_box(firewall: Firewall) -> Iterator[Hypervisor]:
+    with firewall.box() as hypervisor:
         hypervisor.start_vnetd("")
         yield hypervisor
 
 
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("firewall", WORLDS if EVERY else WORLDS_IN_SHORT, indirect=True)
+def test_several_started_in_any_order(
+    bare_box: Hypervisor, firewall: Firewall, lot: random.Random
+) -> None:
+    box, orders = bare_box, list(permutations(SEVERAL))
+    for order in orders if EVERY else lot.sample(orders, 1):
+        start_some(box, order)
+        good, rules = firewall.saved(box), by_number(firewall.rules(box))
+        assert {NAMES[number] for number in rules if number is not None} == set(SEVERAL)
+        some = [lot.choice(of_one) for of_one in rules.values()]
+        heal(box, firewall, partial(firewall.delete, box, some))
+        heal(box, firewall, partial(box.sh, firewall.flush))
+        destroy_all(box, firewall, lot.sample(order, len(order)))
+        start_some(box, order)
+        assert firewall.saved(box) == good
+        destroy_all(box, firewall, order)
+
+
+def start_some(box: Hypervisor, names: Sequence[str]) -> None:
+    for name in names:
+        start(box, name, NAMES.index(name))
+    box.wait_until(lambda: box.state() == "converged", seconds=SECONDS, what="converged")
+
+
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("firewall", ["libvirt 11.3 nftables"], indirect=True)
 @pytest.mark.parametrize("name", sorted(RULED) if EVERY else ["nat-v6"])
-def test_each_rule_of_a_form_alone_in_nftables(bare_box: Hypervisor, name: str) -> None:
-    box, firewall = bare_box, FIREWALLS["libvirt 11.3 nftables"]
+def test_each_rule_of_a_form_alone(bare_box: Hypervisor, firewall: Firewall, name: str) -> None:
+    box = bare_box
     start(box, name, 1)
     box.wait_for_state("converged")
     good = firewall.saved(box)
@@ -224,9 +280,9 @@ def test_each_rule_of_a_form_alone_in_nftables(bare_box: Hypervisor, name: str) 
         box.wait_until(lambda: firewall.saved(box) == good, what=f"{rule} back")
     box.wait_for_state("converged")
     box.run("virsh", "net-destroy", name)
-    assert [rule for rule in firewall.rules(box) if rule.number is not None] == []
+    assert but_for_jumps(firewall.rules(box)) == []
     start(box, name, 1)
     assert firewall.saved(box) == good
     box.run("virsh", "net-destroy", name)
     box.wait_for_state("converged")
-    assert [rule for rule in firewall.rules(box) if rule.number is not None] == []
+    assert but_for_jumps(firewall.rules(box)) == []
