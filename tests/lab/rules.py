@@ -122,7 +122,7 @@ def _restore(box: Hypervisor, rules: Sequence[Rule], edits: Mapping[Rule, tuple[
         for table in sorted({rule.table for rule in rules if rule.tool == tool}):
             lines = [ln for r in rules if (r.tool, r.table) == (tool, table) for ln in edits[r]]
             text += "".join(f"{line}\n" for line in (f"*{table}", *lines, "COMMIT"))
-        box.run(f"{tool}-restore", "--noflush", stdin=text)
+        box.run(f"{tool}-restore", "--noflush", "--wait", "30", stdin=text)
 
 
 # -- nftables: one transaction
