@@ -44,3 +44,12 @@ def test_all_of_them_together_in_any_order(bare_box: Hypervisor, system: str) ->
     for name in names:
         bare_box.run("virsh", "net-destroy", name)
     assert seen == recorded(bare_box, system, record_rules.ALL)
+
+
+@pytest.mark.parametrize("mode", ["nat", "route"])
+def test_where_rules_name_a_device_libvirt_takes_no_second(bare_box: Hypervisor, mode: str) -> None:
+    network = f"""<network><name>two-devices</name>
+        <forward mode="{mode}"><interface dev="uplink0"/><interface dev="lo"/></forward>
+        <ip address="10.60.1.1" prefix="24"/></network>"""
+    refused = bare_box.attempt("virsh", "net-create", "/dev/stdin", stdin=network)
+    assert "only one is supported" in refused.stderr
