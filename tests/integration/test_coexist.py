@@ -1,18 +1,23 @@
 """Beside Docker, ufw and firewalld guests keep what libvirt allows them, and no more, whoever
 starts first; and the tools keep what is theirs.
 
-The rulesets of Docker and ufw are recorded from the real ones; firewalld itself runs.
+The rulesets of Docker and ufw are recorded from the real ones; firewalld itself runs. ./dev test
+--long has every order of all of them.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 
 import pytest
 
 from tests.integration import conftest
-from tests.lab.hypervisor import TREE, WAN, Hypervisor
+from tests.lab.canary import NAME
+from tests.lab.hypervisor import TREE, UPLINK, WAN, Hypervisor
+from tests.long import LONG
 
 FOREIGN = TREE / "tests/cases/foreign"
 TOOLS = {"docker": "docker-20.10.24", "ufw": "ufw-0.36.2"}
@@ -36,7 +41,8 @@ def load(box: Hypervisor, tool: str, flavour: str, *, on_top: bool = False) -> N
             lines[at:at] = [line.replace("-A", "-I", 1) for line in reversed(jumps)]
         text = "".join(f"{line}\n" for line in lines)
         if text:
-            box.run(f"{command}-{flavour}-restore", "--noflush", stdin=text)
+            restore = f"{command}-{flavour}-restore"
+            box.run(restore, "--noflush", "--wait", "30", stdin=text)
 
 
 def marked(box: Hypervisor, flavour: str) -> list[str]:
@@ -59,21 +65,123 @@ def works(box: Hypervisor, guest: str) -> None:
     assert box.asks(guest, "dhcp", "eth0")
 
 
-@pytest.fixture(params=["tool first", "networks first"])
-def order(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+# -- traffic that is none of the guests'
+
+CONTAINER, BYSTANDER = "172.17.0.2", "10.88.0.2"
+_OTHERS = {"docker0": ("172.17.0.1/16", CONTAINER), "other0": ("10.88.0.1/24", BYSTANDER)}
+ALL_PASSES = {
+    "a container out": True,
+    "outside to a container": True,
+    "a bystander out": True,
+    "outside to a bystander": True,
+    "outside to the host, port 22": True,
+    "outside to the host, port 8022": True,
+}
 
 
-@pytest.mark.parametrize("flavour", ["nft", "legacy"])
-@pytest.mark.parametrize("tool", list(TOOLS))
-def test_guests_get_through_beside(tool: str, flavour: str, order: str) -> None:
+def allowed(tools: Sequence[str]) -> dict[str, bool]:
+    """Both drop what is forwarded and that they do not know; ufw, too, what comes to the host."""
+    return dict.fromkeys(ALL_PASSES, False) | {
+        "a container out": "docker" in tools,
+        "outside to the host, port 22": True,
+        "outside to the host, port 8022": "ufw" not in tools,
+    }
+
+
+def settle_others(box: Hypervisor) -> None:
+    """A container and a bystander, behind bridges of their own on the host, to which the wan host
+    knows the ways.
+    """
+    box.sh("sysctl -qw net.ipv4.ip_forward=1")
+    for bridge, (host, address) in _OTHERS.items():
+        gateway, _, prefix = host.partition("/")
+        box.sh(f"ip link add {bridge} type bridge; ip link set {bridge} up")
+        box.sh(f"ip addr add {host} dev {bridge}; ip -n wan route add {address} via {UPLINK}")
+        box.sh(f"ip netns add {bridge}")
+        box.sh(f"ip link add up-{bridge} master {bridge} up type veth peer eth0 netns {bridge}")
+        box.sh(f"ip -n {bridge} addr add {address}/{prefix} dev eth0")
+        box.sh(f"ip -n {bridge} link set eth0 up; ip -n {bridge} route add default via {gateway}")
+
+
+def verdicts(box: Hypervisor) -> dict[str, bool]:
+    questions = {
+        "a container out": ("docker0", WAN, "7000"),
+        "outside to a container": ("wan", CONTAINER, "80"),
+        "a bystander out": ("other0", WAN, "7000"),
+        "outside to a bystander": ("wan", BYSTANDER, "80"),
+        "outside to the host, port 22": ("wan", UPLINK, "22"),
+        "outside to the host, port 8022": ("wan", UPLINK, "8022"),
+    }
+    with ThreadPoolExecutor(len(questions)) as askers:
+        asked = {
+            name: askers.submit(box.asks, source, "tcp", address, port)
+            for name, (source, address, port) in questions.items()
+        }
+    return {name: answer.result() for name, answer in asked.items()}
+
+
+def own(box: Hypervisor, flavour: str) -> list[str]:
+    """The rules of all others."""
+    text = box.run(f"iptables-{flavour}-save") + box.run(f"ip6tables-{flavour}-save")
+    return [
+        line
+        for line in text.splitlines()
+        if line[:3] == "-A " and not any(mark in line for mark in ("vnetd:", "LIBVIRT_", NAME))
+    ]
+
+
+# -- who starts first
+
+Order = tuple[str, ...]
+_OF_ONE = [
+    order
+    for tool in TOOLS
+    for order in (
+        (tool, "networks", "vnetd"),
+        ("networks", tool, "vnetd"),
+        ("networks", "vnetd", tool),
+    )
+]
+_OF_BOTH: list[Order] = [
+    order
+    for order in permutations((*TOOLS, "networks", "vnetd"))
+    if order.index("networks") < order.index("vnetd")
+]
+ORDERS: list[tuple[Order, str]] = [
+    (order, flavour) for order in [*_OF_ONE, *_OF_BOTH] for flavour in ("nft", "legacy")
+]
+SHORT = [
+    (("docker", "networks", "vnetd"), "legacy"),
+    (("networks", "docker", "vnetd"), "nft"),
+    (("networks", "vnetd", "docker"), "nft"),
+    (("networks", "vnetd", "docker"), "legacy"),
+    (("ufw", "networks", "vnetd"), "legacy"),
+    (("networks", "ufw", "vnetd"), "nft"),
+    (("networks", "vnetd", "ufw"), "nft"),
+    (("docker", "networks", "ufw", "vnetd"), "legacy"),
+]
+CHOSEN = ORDERS if LONG else SHORT
+
+
+@pytest.mark.parametrize(
+    ("order", "flavour"), CHOSEN, ids=[f"{'-'.join(order)}-{flavour}" for order, flavour in CHOSEN]
+)
+def test_guests_get_through_beside(order: Order, flavour: str) -> None:
+    tools = [tool for tool in order if tool in TOOLS]
+    legacy = flavour == "legacy"
     with Hypervisor() as box:
         box.sh("ip link add br0 type bridge; ip link set br0 up")
-        if order == "tool first":
-            load(box, tool, flavour)
-        box.start_vnetd(FIVE_NETWORKS, legacy=flavour == "legacy")
-        if order == "networks first":
-            load(box, tool, flavour, on_top=True)
+        settle_others(box)
+        assert verdicts(box) == ALL_PASSES
+        for step, who in enumerate(order):
+            match who:
+                case "networks":
+                    box.start_vnetd(FIVE_NETWORKS, legacy=legacy)
+                    box.kill("vnetd")
+                case "vnetd":
+                    box.start_vnetd(legacy=legacy)
+                case _:
+                    load(box, who, flavour, on_top="networks" in order[:step])
         settle(box)
         guest = box.guest("vblab", f"{GUEST}/24", gateway="10.77.0.1")
         isolated = box.guest("vbquiet", f"{ISOLATED}/24", gateway="10.79.0.1")
@@ -85,13 +193,22 @@ def test_guests_get_through_beside(tool: str, flavour: str, order: str) -> None:
         assert not box.pings(isolated, WAN)
         assert not box.pings(guest, ISOLATED)
         assert not box.succeeds("ping", "-qc1", "-W1", GUEST, guest="wan")
-        if tool == "ufw" and flavour == "legacy":
+        if tools == ["ufw"] and flavour == "legacy":
+            assert not box.asks(guest, "tcp", WAN, "25")  # ufw's own
             assert box.vnetctl_json("why", "lab")["verdict"] != "blocked"
 
-        load(box, tool, flavour)
+        # and what is not libvirt's is left to the tools
+        expected = allowed(tools)
+        assert verdicts(box) == expected
+
+        for tool in tools:
+            load(box, tool, flavour)
+        loaded = own(box, flavour)
         settle(box)
         works(box, guest)
         assert sorted(marked(box, flavour)) == sorted(rules)
+        assert verdicts(box) == expected
+        assert own(box, flavour) == loaded
 
         box.write("/etc/vnetd/vnetd.toml", "[vnetd]\ncoexist = []\n" + FIVE_NETWORKS)
         assert box.vnetctl("reload").returncode == 0
@@ -141,11 +258,16 @@ def box() -> Iterator[Hypervisor]:
     with Hypervisor() as hypervisor:
         hypervisor.write("/etc/firewalld/zones/trusted.xml", TRUSTED)
         hypervisor.sh("ip link add br0 type bridge; ip link set br0 up")
+        settle_others(hypervisor)
         hypervisor.start_polkit()  # it allows the service to set zones
         hypervisor.start_firewalld()
+        assert verdicts(hypervisor) == BESIDE_FIREWALLD
         hypervisor.start_vnetd(FIVE_NETWORKS)
         hypervisor.wait_for_state("converged")
         yield hypervisor
+
+
+BESIDE_FIREWALLD = dict.fromkeys(ALL_PASSES, False) | {"outside to the host, port 22": True}
 
 
 def zone(box: Hypervisor, bridge: str) -> str:
@@ -175,6 +297,7 @@ def test_guests_get_through_beside_firewalld(box: Hypervisor, guest: str, script
     box.wait_until_quiet("vnetd", seconds=1)  # libvirt rewrites its rules after a reload
     box.wait_for_state("converged")
     works(box, guest)
+    assert verdicts(box) == BESIDE_FIREWALLD
 
 
 def test_a_zone_is_taken_back_by_the_next_vnetd(box: Hypervisor) -> None:
@@ -196,6 +319,7 @@ def test_firewalld_stops_and_starts_again(box: Hypervisor, guest: str) -> None:
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out without firewalld")
     box.wait_for_state("converged")
     works(box, guest)
+    assert verdicts(box) == ALL_PASSES
     box.start_firewalld()
     box.wait_until(lambda: zone(box, "vblab") == "libvirt", what="the bridge in its zone")
     box.wait_until(lambda: box.pings(guest, WAN), what="the guest out beside firewalld")
@@ -203,3 +327,4 @@ def test_firewalld_stops_and_starts_again(box: Hypervisor, guest: str) -> None:
     box.wait_until_quiet("vnetd")
     box.wait_for_state("converged")
     works(box, guest)
+    assert verdicts(box) == BESIDE_FIREWALLD
