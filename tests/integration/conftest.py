@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.hypervisor import Hypervisor
+from tests.lab.trespass import open_guest, trespassing
 
 FIVE_NETWORKS = """
 [networks.lab]
@@ -71,3 +72,14 @@ def box() -> Iterator[Hypervisor]:
         hypervisor.sh("ip link add br0 type bridge; ip link set br0 up")
         hypervisor.start_vnetd(FIVE_NETWORKS)
         yield hypervisor
+
+
+@pytest.fixture(scope="module")
+def _trespassers(box: Hypervisor) -> Iterator[None]:
+    """From beginning to end of a module somebody tries to get in to its NAT and its isolated
+    network, and out of the isolated one. By IPv6, which is not translated there, they may.
+    """
+    open_guest(box, "vblab", "10.77.0", host="90")
+    quiet = open_guest(box, "vbquiet", "10.79.0", host="90")
+    with trespassing(box, ("10.77.0.90", "10.79.0.90"), [quiet]):
+        yield

@@ -11,6 +11,8 @@ import pytest
 from tests.lab.hypervisor import Hypervisor
 from tests.long import LONG
 
+pytestmark = pytest.mark.usefixtures("_trespassers")
+
 REPAIRS = 100 if LONG else 30
 DAMAGE = (
     "iptables -t nat -F",
@@ -68,7 +70,7 @@ def test_network_starts_after_libvirts_chains_were_deleted(box: Hypervisor) -> N
     assert sorted_rules(box) == good
 
 
-@pytest.mark.timeout(REPAIRS * 4)
+@pytest.mark.timeout(REPAIRS * 10)
 def test_vnetd_killed_at_random_moments(box: Hypervisor) -> None:
     good = sorted_rules(box)
     moments = random.Random(20230)

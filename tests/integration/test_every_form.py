@@ -12,6 +12,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -24,6 +25,7 @@ from tests.definitions import DEFINITIONS, definition
 from tests.lab import rules as lab
 from tests.lab.hypervisor import WORLDS, WORLDS_IN_SHORT, Hypervisor
 from tests.lab.rules import Rule
+from tests.lab.trespass import open_guest, trespassing
 from tests.long import LONG
 
 EVERY = LONG
@@ -100,7 +102,20 @@ def box(firewall: Firewall) -> Iterator[Hypervisor]:
     with firewall.box() as hypervisor:
         start_all(hypervisor)
         hypervisor.start_vnetd("")
-        yield hypervisor
+        with nobody_gets_through(hypervisor):
+            yield hypervisor
+
+
+@contextmanager
+def nobody_gets_through(box: Hypervisor) -> Iterator[None]:
+    """Whatever is done to the rules."""
+    guests, inwards = {}, []
+    for name in ("nat-nat66", "isolated-dhcp-v6"):
+        n = NAMES.index(name)
+        guests[name] = open_guest(box, f"vbm{n}", f"10.60.{n}", f"fd60:{n}::")
+        inwards += [f"10.60.{n}.50", f"fd60:{n}::50"]
+    with trespassing(box, inwards, [guests["isolated-dhcp-v6"]]):
+        yield
 
 
 def start_all(box: Hypervisor) -> None:
@@ -187,6 +202,7 @@ def test_a_rule_of_each_is_deleted(box: Hypervisor, firewall: Firewall, lot: ran
 def test_a_rule_of_each_is_copied(box: Hypervisor, firewall: Firewall, lot: random.Random) -> None:
     found = firewall.rules(box)
     chosen = found if EVERY else [lot.choice(rules) for rules in by_number(found).values()]
+    print(f"{len(chosen)} of {len(found)} rules")
     assert heal(box, firewall, lambda: firewall.copy(box, chosen))
 
 
@@ -203,6 +219,7 @@ def test_rules_of_each_are_swapped(
     movable = {name for name in RULED if not (firewall.is_nftables and name[:8] == "isolated")}
     assert {NAMES[number] for number in chosen if number is not None} == movable
     some = pairs if EVERY else [lot.choice(of_one) for of_one in chosen.values()]
+    print(f"{len(some)} of {len(pairs)} pairs")
     assert heal(box, firewall, lambda: firewall.swap(box, some)) >= networks(movable)
 
 
@@ -213,7 +230,9 @@ def test_each_rule_is_deleted_alone(
     if firewall.is_nftables:
         pytest.skip("libvirt would install all networks' rules for each: see the test below")
     good, rules = firewall.saved(box), firewall.rules(box)
-    for rule in rules if EVERY else lot.sample(rules, 4):
+    chosen = rules if EVERY else lot.sample(rules, 4)
+    print(f"{len(chosen)} of {len(rules)} rules")
+    for rule in chosen:
         firewall.delete(box, [rule])
         box.wait_until(lambda: firewall.saved(box) == good, what=f"{rule} back")
     box.wait_for_state("converged")
@@ -274,7 +293,9 @@ def test_each_rule_of_a_form_alone(bare_box: Hypervisor, firewall: Firewall, nam
     start(box, name, 1)
     box.wait_for_state("converged")
     good = firewall.saved(box)
-    for place in range(len(good)) if EVERY else (2, 10):
+    places = range(len(good)) if EVERY else (2, 10)
+    print(f"{len(places)} of {len(good)} rules")
+    for place in places:
         rule = firewall.rules(box)[place]
         firewall.delete(box, [rule])
         box.wait_until(lambda: firewall.saved(box) == good, what=f"{rule} back")

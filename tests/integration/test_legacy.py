@@ -9,6 +9,8 @@ import pytest
 from tests.integration.conftest import FIVE_NETWORKS
 from tests.lab.hypervisor import Hypervisor
 
+pytestmark = pytest.mark.usefixtures("_trespassers")
+
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Hypervisor]:

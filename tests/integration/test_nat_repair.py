@@ -6,6 +6,8 @@ import pytest
 
 from tests.lab.hypervisor import Hypervisor
 
+pytestmark = pytest.mark.usefixtures("_trespassers")
+
 FOREIGN = """
     iptables -I FORWARD 2 -s 192.0.2.1 -j DROP
     iptables -A LIBVIRT_FWI -d 192.0.2.2 -j ACCEPT

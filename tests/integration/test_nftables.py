@@ -11,6 +11,8 @@ import pytest
 from tests.integration.conftest import FIVE_NETWORKS
 from tests.lab.hypervisor import TRIXIE, Hypervisor
 
+pytestmark = pytest.mark.usefixtures("_trespassers")
+
 TABLE = "libvirt_network"
 FOREIGN = 'iifname "uplink0" ip saddr 192.0.2.1 accept'
 
