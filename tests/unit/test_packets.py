@@ -12,7 +12,7 @@ import pytest
 from vnetd.backends.firewalls import iptables_rules, iptables_save, nft_json
 from vnetd.core import foreign
 from vnetd.core.model import Chain, Definition, DhcpRange, Family, IfName, Mode
-from vnetd.core.packets import flows
+from vnetd.core.packets import flows, iptables_text
 from vnetd.core.packets.evaluate import decide, only_blocking
 from vnetd.core.packets.firewall import (
     FilterChain,
@@ -23,6 +23,7 @@ from vnetd.core.packets.firewall import (
     Place,
     Span,
     Tool,
+    Verdict,
     address_span,
     everything_but,
     network_span,
@@ -324,3 +325,11 @@ table netdev b {
         Place(Tool.NFT, "inet", "a", "f"): frozenset({"lo", "vblab"}),
         Place(Tool.NFT, "netdev", "b", "g"): frozenset({"vblab"}),
     }
+
+
+@pytest.mark.parametrize(
+    "text", ['--string "-j" --algo bm', '--string "! -j" --algo bm', '--comment "-j DROP"']
+)
+def test_words_in_somebodys_text_are_no_options(text: str) -> None:
+    (rule,) = iptables_text.rules(f"-i vblab -m string {text} -j ACCEPT")
+    assert rule.verdict is Verdict.ACCEPT

@@ -36,6 +36,8 @@ _PASSING = {
     "NOTRACK", "DSCP", "TOS", "CLASSIFY", "SECMARK", "CONNSECMARK", "TEE", "TTL", "HL",
     "IDLETIMER", "HMARK", "TPROXY", "TCPOPTSTRIP", "SYNPROXY", "ECN", "RATEEST", "ULOG",
 }  # fmt: skip
+# Options whose one value is somebody's own text, which may begin with anything.
+_TEXTS = {"--comment", "--log-prefix", "--nflog-prefix", "--string", "--hex-string"}
 _PROTOCOLS = {"icmpv6": "ipv6-icmp", "ipv6-icmp": "ipv6-icmp", "58": "ipv6-icmp"}
 
 
@@ -80,10 +82,9 @@ def options(text: str) -> Iterator[tuple[bool, str, list[str]]]:
         option = words[at]
         values: list[str] = []
         at += 1
-        # The one option whose text may begin with anything.
-        most = 1 if option == "--comment" else len(words)
+        most = 1 if option in _TEXTS else len(words)
         while at < len(words) and len(values) < most:
-            if option != "--comment" and words[at].startswith(("-", "!")):
+            if option not in _TEXTS and words[at].startswith(("-", "!")):
                 break
             values.append(words[at])
             at += 1
