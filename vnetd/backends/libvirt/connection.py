@@ -184,7 +184,8 @@ class Connection:
         ping.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait([ping], timeout=_PING_SECONDS)
         waited = f"{what}: libvirt has given no answer for {_PATIENCE_SECONDS:.0f} s"
-        if done and ping.exception() is None:
+        # Nothing else would say that it lives, if what it was asked has been answered meanwhile.
+        if (done and ping.exception() is None) or not session.one_call.locked():
             return Busy(f"{waited}; it is busy")
         session.hangs = f"{waited}, and does not answer anything else"
         return NotConnected(session.hangs)
