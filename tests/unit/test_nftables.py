@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_interface
 
 from tests.definitions import definition
 from vnetd.backends.libvirt import network_xml
-from vnetd.core.drift import Drift
+from vnetd.core.actions import Action
+from vnetd.core.drift import Conflict, Drift
 from vnetd.core.keep import rules
-from vnetd.core.keep.rules import EditNftables, RulesLeftOver
-from vnetd.core.model import Chain, Family, IfName, Libvirt, Network, Ruleset, World
-from vnetd.core.rules import nftables
+from vnetd.core.keep.rules import EditNftables, RestoreRules, RulesLeftOver
+from vnetd.core.model import Chain, Definition, Family, IfName, Libvirt, Network, Ruleset, World
+from vnetd.core.rules import iptables, nftables
 from vnetd.core.rules.nftables import MARK, Findings
 
 LAB = network_xml.parse(definition("nat", 1))
@@ -129,7 +130,7 @@ def test_rules_of_what_is_gone_go_but_not_while_libvirt_writes_and_no_foreign_on
 def test_a_missing_table_is_made_again_in_one_script() -> None:
     empty = Ruleset(World.NFTABLES)
     found = nftables.examine([LAB], empty)
-    lines = nftables.script([LAB], empty, delete=(), skeleton=True, lacking=found.lacking)
+    lines = nftables.script([LAB], empty, delete=(), lacking=found.lacking)
     assert lines[0] == "add table ip libvirt_network"
     assert sum(line.startswith("add chain") for line in lines) == 10
     # inserted at the head, so the last comes first
@@ -154,7 +155,7 @@ def test_the_scaffold_goes_when_all_is_back_with_what_leads_to_it_or_without() -
     for ruleset, handles in ((left, [0]), (led_to, [41, 0])):
         delete = nftables.examine([LAB], ruleset).surplus
         assert [item.handle for item in delete] == handles
-        lines = nftables.script((), ruleset, delete=delete, skeleton=False, lacking={})
+        lines = nftables.deletions(delete)
         assert lines[-2:] == (
             "flush chain ip libvirt_network vnetd",
             "delete chain ip libvirt_network vnetd",
@@ -184,3 +185,47 @@ def test_copies_and_scaffold_stand_until_libvirt_has_settled() -> None:
     back = with_chain(OUT, (13, ACCEPT), (12, REJECT), (11, ACCEPT + MARK), (10, REJECT + MARK))
     assert any(isinstance(x, RulesLeftOver) for x in rules.diff(LIBVIRT, [LAB], back, None))
     assert list(rules.diff(LIBVIRT, [LAB], replace(back, settled=False), None)) == []
+
+
+def moved(*there: Ruleset) -> Ruleset:
+    """libvirt writes to iptables now, where all stands; there: what is left elsewhere."""
+    return Ruleset(World.IPTABLES_NFT, iptables.compose([LAB]), elsewhere=there)
+
+
+def planned(ruleset: Ruleset, kept: Sequence[Definition] = (LAB,)) -> list[Action]:
+    chains = rules.expected(kept, False, ruleset, None)
+    found = [x for x in rules.diff(LIBVIRT, kept, ruleset, chains) if isinstance(x, Drift)]
+    return list(rules.plan(found, LIBVIRT, ruleset, chains, {}))
+
+
+def conflicts(ruleset: Ruleset) -> list[Drift | Conflict]:
+    return list(rules.diff(LIBVIRT, [LAB], ruleset, rules.expected([LAB], False, ruleset, None)))
+
+
+def test_what_libvirt_forgot_when_it_moved_to_iptables_goes_and_nothing_else() -> None:
+    foreign = 'iifname "uplink0" ip saddr 192.0.2.1 accept'
+    forgotten = replace(
+        with_chain(OUT, (34, foreign), (9, ACCEPT), (8, REJECT + MARK), (7, "iif 69 drop")),
+        remembered=frozenset(),
+    )
+    (action,) = planned(moved(forgotten))
+    assert isinstance(action, EditNftables)
+    path = "delete rule ip libvirt_network guest_output handle"
+    ours = [line for line in action.script if line.startswith(path)]
+    assert ours == [f"{path} 9", f"{path} 8"]
+    assert not any(" forward " in line for line in action.script)
+    own = sum(len(found) for found in nftables.network_rules(LAB).values())
+    assert len(action.script) == own
+
+
+def test_where_rules_lack_in_iptables_these_come_first() -> None:
+    forgotten = replace(right(), remembered=frozenset())
+    ruleset = replace(moved(forgotten), chains={})
+    assert [type(action) for action in planned(ruleset)] == [RestoreRules]
+
+
+def test_what_libvirt_remembers_is_its_own_to_delete_and_what_is_ignored_stays() -> None:
+    assert planned(moved(right())) == []
+    (told,) = conflicts(moved(right()))
+    assert "left in nftables" in str(told)
+    assert planned(moved(replace(right(), remembered=frozenset())), kept=()) == []

@@ -20,7 +20,7 @@ from vnetd.backends.libvirt import status_files
 from vnetd.backends.netlink import Generation
 from vnetd.core.actions import Action
 from vnetd.core.keep.rules import EditNftables, ReinstallRules, RestoreRules
-from vnetd.core.model import Cause, Chains, Libvirt, Observed, Ruleset, Source, World
+from vnetd.core.model import Cause, Libvirt, Observed, Ruleset, Source, World
 from vnetd.errors import BackendError
 
 _FAMILIES = (int(socket.AF_INET), int(socket.AF_INET6))
@@ -54,7 +54,11 @@ class Firewall:
         self._ask_for_rules = ask_for_rules
         self._world = World.NONE
         self._told_by: object = None
-        self._left: dict[World, Chains] = {}
+        self._session = 0
+        self._daemon: Cause | None = None
+        """The libvirt that was there when this session's rules were first looked at."""
+        self._left: tuple[Ruleset, ...] = ()
+        """What stands in a backend that it does not write to."""
         self._changed = False
         """The kernel has told so since the last look."""
         self._generation: int | None = None
@@ -79,7 +83,10 @@ class Firewall:
     async def observe(self, observed: Observed) -> Observed:
         self._kernel.drain()
         libvirt = observed.libvirt
-        told_by = (libvirt.session if libvirt else 0, iptables.target())
+        session = libvirt.session if libvirt else 0
+        if session != self._session:
+            self._session, self._daemon = session, process.libvirt()
+        told_by = (session, iptables.target())
         if told_by != self._told_by:
             self._told_by = told_by
             try:
@@ -103,15 +110,26 @@ class Firewall:
         if world.is_iptables:
             chains = await self._iptables.chains(world)
             self._generation = self._iptables.generation
-            ruleset = Ruleset(world, chains, self._left | await self._iptables.others(world))
+            left = self._left if self._is_same_libvirt() else ()
+            ruleset = Ruleset(world, chains, (*left, *await self._iptables.others(world)))
         if world is World.NFTABLES:
             settled = not self._unsettled()
             if not settled and self._look_again is None:
                 loop = asyncio.get_running_loop()
                 self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
-            ruleset = await nftables.read(settled=settled)
-            ruleset = replace(ruleset, elsewhere=await self._iptables.others(world))
+            recorded, ruleset = await nftables.read(settled=settled)
+            if recorded == "iptables" and self._is_same_libvirt():
+                self._told_by = None  # its leftovers were taken for rules in force
+                return await self.observe(observed)
+            others = await self._iptables.others(world)
+            if self._is_same_libvirt():
+                self._left = others
+            ruleset = replace(ruleset, elsewhere=self._left)
         return replace(observed, firewall=ruleset)
+
+    def _is_same_libvirt(self) -> bool:
+        """Else one has started that may write elsewhere, and what stands there be its new rules."""
+        return process.libvirt() == self._daemon
 
     async def apply(self, action: Action) -> None:
         match action:
@@ -276,7 +294,7 @@ def _heals_itself(generation: Generation, parents: tuple[str, ...] | None) -> bo
     return parents is None and generation.process in tools and generation.changes <= 1
 
 
-async def _detect(libvirt: Libvirt | None) -> tuple[World, dict[World, Chains]]:
+async def _detect(libvirt: Libvirt | None) -> tuple[World, tuple[Ruleset, ...]]:
     """What libvirt writes to, and what it has left behind in its nftables tables if it does not.
 
     Its own record of the rules that it made is the truth; where it has none, its rules tell, and
@@ -284,12 +302,10 @@ async def _detect(libvirt: Libvirt | None) -> tuple[World, dict[World, Chains]]:
     """
     version = tuple(int(part) for part in libvirt.version.split(".")[:2]) if libvirt else (0,)
     if version < _NFTABLES_SINCE:
-        return await iptables.variant(), {}
-    backend, _ = await nftables.recorded()
-    chains = (await nftables.read(settled=True)).chains
-    if backend is None and nftables.has_rules(chains):
+        return await iptables.variant(), ()
+    backend, there = await nftables.read(settled=True)
+    if backend is None and nftables.has_rules(there.chains):
         backend = "nftables"
     if (backend or nftables.configured()) == "nftables":
-        return World.NFTABLES, {}
-    left = {World.NFTABLES: chains} if nftables.has_rules(chains) else {}
-    return await iptables.variant(), left
+        return World.NFTABLES, ()
+    return await iptables.variant(), (there,) if nftables.has_rules(there.chains) else ()

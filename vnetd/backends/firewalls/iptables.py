@@ -17,7 +17,7 @@ from vnetd.backends.firewalls.iptables_nft import IptablesNft
 from vnetd.backends.firewalls.iptables_save import Tables
 from vnetd.backends.firewalls.nf_tables import NfTables
 from vnetd.core.keep.rules import ChainEdits
-from vnetd.core.model import Chain, Chains, Family, World
+from vnetd.core.model import Chain, Chains, Family, Ruleset, World
 from vnetd.errors import BackendError
 
 # The kernel keeps 15 bytes of a process's name.
@@ -88,22 +88,22 @@ class Iptables:
             chains |= iptables_save.chains(tables, family)
         return chains
 
-    async def others(self, world: World) -> dict[World, Chains]:
+    async def others(self, world: World) -> tuple[Ruleset, ...]:
         """The variants that libvirt does not write to, as far as libvirt's rules are there."""
         others: list[World] = []
         if world is not World.IPTABLES_NFT:
             others.append(World.IPTABLES_NFT)
         if world is not World.IPTABLES_LEGACY and any(legacy.tables(family) for family in Family):
             others.append(World.IPTABLES_LEGACY)
-        found: dict[World, Chains] = {}
+        found = []
         for other in others:
             try:
                 chains = await self.chains(other)
             except BackendError:
                 continue  # the tools of that variant are not installed
             if has_rules(chains):
-                found[other] = chains
-        return found
+                found.append(Ruleset(other, chains))
+        return tuple(found)
 
 
 def has_rules(chains: Chains) -> bool:

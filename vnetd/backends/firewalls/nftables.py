@@ -11,13 +11,14 @@ from vnetd.backends import process
 from vnetd.backends.firewalls import nft_list
 from vnetd.backends.libvirt import status_files
 from vnetd.core.model import Chain, Chains, Family, Ruleset, World
-from vnetd.core.rules.nftables import CHAINS, TABLE
+from vnetd.core.rules.nftables import CHAINS, SCAFFOLD, TABLE
 from vnetd.errors import BackendError
 
 _CONFIGURATION = Path("/etc/libvirt/network.conf")
 
 
-async def read(*, settled: bool) -> Ruleset:
+async def read(*, settled: bool) -> tuple[str | None, Ruleset]:
+    """Also libvirt's backend as it wrote it down last."""
     lists = await asyncio.gather(*(_list(family) for family in Family))
     rules: dict[Chain, tuple[str, ...]] = {}
     handles: dict[Chain, tuple[int, ...]] = {}
@@ -25,21 +26,24 @@ async def read(*, settled: bool) -> Ruleset:
         of_family = nft_list.parse(text, family)
         rules |= of_family[0]
         handles |= of_family[1]
-    return Ruleset(
-        World.NFTABLES, rules, handles=handles, remembered=(await recorded())[1], settled=settled
+    backend, remembered = await _recorded()
+    return backend, Ruleset(
+        World.NFTABLES, rules, handles=handles, remembered=remembered, settled=settled
     )
 
 
 def has_rules(chains: Chains) -> bool:
-    return any(chains.get(chain) for chain in CHAINS if chain.name != "forward")
+    """Libvirt's, or vnetd's in their place."""
+    ours = {*CHAINS, *(Chain(family, TABLE, SCAFFOLD) for family in Family)}
+    return any(chains.get(chain) for chain in ours if chain.name != "forward")
 
 
 async def edit(script: Sequence[str]) -> None:
     await process.run(["nft", "-f", "-"], "".join(f"{line}\n" for line in script))
 
 
-async def recorded() -> tuple[str | None, frozenset[tuple[Chain, int]]]:
-    """libvirt's backend as it wrote it down last, and the handles that it will delete."""
+async def _recorded() -> tuple[str | None, frozenset[tuple[Chain, int]]]:
+    """The backend, and the handles that libvirt will delete."""
     backend, newest = None, 0
     handles: set[tuple[Chain, int]] = set()
     for written, text in await status_files.read():

@@ -1,7 +1,8 @@
 """libvirt's firewall rules: they stand, once each and in libvirt's order.
 
 Of its iptables backend vnetd puts back what is missing. In the tables of its nftables backend vnetd
-puts copies first, then lets libvirt install its own, and deletes what is too many then.
+puts copies first, then lets libvirt install its own, and deletes what is too many then; or all that
+is left of libvirt's, where it has moved to iptables.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from vnetd.core.memo import of_the_same
 from vnetd.core.model import (
     FIREWALL_OBJECT,
     Chain,
-    Chains,
     Definition,
     Family,
     Libvirt,
@@ -179,7 +179,7 @@ def diff(
     chains: Mapping[Chain, tuple[str, ...]] | None,
 ) -> Iterator[Drift | Conflict]:
     """chains: as expected() gives them."""
-    yield from _elsewhere(kept, ruleset)
+    yield from _elsewhere(kept, libvirt, ruleset)
     if libvirt.chains_failed:
         yield ChainsFailed()
     if chains is not None:
@@ -198,6 +198,8 @@ def plan(
     """remembered: the chains when they were last right, with others' rules among them."""
     if chains is not None:
         yield from _restore(drift, libvirt, ruleset, chains, remembered)
+        if not any(isinstance(item, RulesDiffer) for item in drift):
+            yield from (_delete(item.rules) for item in drift if isinstance(item, RulesLeftOver))
         # Told to install its rules again, libvirt makes its chains as well: which now are there.
         for item in drift:
             if isinstance(item, ChainsFailed):
@@ -245,12 +247,20 @@ def _nftables(kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset) ->
         yield RulesLeftOver(findings.surplus)
 
 
-def _elsewhere(kept: Sequence[Definition], ruleset: Ruleset) -> Iterator[Conflict]:
+def _elsewhere(
+    kept: Sequence[Definition], libvirt: Libvirt, ruleset: Ruleset
+) -> Iterator[Drift | Conflict]:
     if not ruleset.elsewhere:
         return
     here = {live.name for live in _here(kept, ruleset)}
-    for world, chains in ruleset.elsewhere.items():
-        for live in _standing(kept, world, chains):
+    for other in ruleset.elsewhere:
+        world = other.world
+        in_nftables = world is World.NFTABLES
+        # After a net-update that touches no rules libvirt does not know any more which are its.
+        if in_nftables and (rules := nftables.left_behind(kept, _active(libvirt), other)):
+            yield RulesLeftOver(rules)
+            continue
+        for live in _standing(kept, other):
             wrong = f"its rules are in {world}, but libvirt writes to {ruleset.world} now"
             left = f"rules of it are left in {world}, where libvirt no longer removes them"
             yield Conflict(network_object(live.name), left if live.name in here else wrong)
@@ -264,18 +274,18 @@ def _here(kept: Sequence[Definition], ruleset: Ruleset) -> Sequence[Definition]:
         return kept
     moved = {
         live.name
-        for world, chains in ruleset.elsewhere.items()
-        if world.is_iptables
-        for live in _standing(kept, world, chains)
+        for other in ruleset.elsewhere
+        if other.world.is_iptables
+        for live in _standing(kept, other)
     }
-    moved -= {live.name for live in _standing(kept, ruleset.world, ruleset.chains)}
+    moved -= {live.name for live in _standing(kept, ruleset)}
     return [live for live in kept if live.name not in moved]
 
 
-def _standing(kept: Iterable[Definition], world: World, chains: Chains) -> Iterator[Definition]:
+def _standing(kept: Iterable[Definition], ruleset: Ruleset) -> Iterator[Definition]:
     """Those of which some rule is there."""
-    backend = nftables if world is World.NFTABLES else iptables
-    there = {chain: frozenset(rules) for chain, rules in chains.items()}
+    backend = nftables if ruleset.world is World.NFTABLES else iptables
+    there = {chain: frozenset(rules) for chain, rules in ruleset.chains.items()}
     for live in kept:
         own = backend.network_rules(live).items()
         if any(rule in there.get(chain, ()) for chain, rules in own for rule in rules):
@@ -331,9 +341,7 @@ def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> It
                 pass
     scaffold = nftables.scaffold(_active(libvirt), ruleset) if reinstall else ()
     if lacking or libvirt.lost_chains:
-        copies = nftables.script(
-            _active(libvirt), ruleset, delete=delete, skeleton=True, lacking=lacking
-        )
+        copies = nftables.script(_active(libvirt), ruleset, delete=delete, lacking=lacking)
         yield EditNftables(
             objects=tuple(network_object(network) for network in sorted(lacking)),
             reason="rules are lacking" if lacking else "libvirt's chains are gone",
@@ -342,18 +350,22 @@ def _reinstall(drift: Iterable[Drift], libvirt: Libvirt, ruleset: Ruleset) -> It
             script=(*copies, *scaffold),
         )
     elif delete:
-        yield EditNftables(
-            objects=(FIREWALL_OBJECT,),
-            reason=f"libvirt does not delete them in {nftables.TABLE}",
-            what=f"delete {len(delete)} rules that are left over",
-            script=nftables.script((), ruleset, delete=delete, skeleton=False, lacking={}),
-        )
+        yield _delete(delete)
     elif reinstall:
         yield ReinstallRules(
             objects=(FIREWALL_OBJECT,),
             reason=reinstall,
             scaffold=scaffold,
         )
+
+
+def _delete(rules: Sequence[nftables.Surplus]) -> EditNftables:
+    return EditNftables(
+        objects=(FIREWALL_OBJECT,),
+        reason=f"libvirt does not delete them in {nftables.TABLE}",
+        what=f"delete {len(rules)} rules that are left over",
+        script=nftables.deletions(rules),
+    )
 
 
 def _active(libvirt: Libvirt) -> list[Definition]:

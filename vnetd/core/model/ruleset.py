@@ -41,14 +41,14 @@ Chains = Mapping[Chain, tuple[str, ...]]
 class Ruleset:
     """All chains, each rule in iptables-save's form without -A CHAIN.
 
-    elsewhere: the same of worlds that libvirt has left; what it wrote there stays until removed.
+    elsewhere: the same of worlds that libvirt has left; what it does not remove there stays.
     Of libvirt's nftables backend also each rule's handle, which of them libvirt will delete by
     itself (remembered), and whether libvirt has not written for a while (settled).
     """
 
     world: World
     chains: Chains = field(default_factory=dict)
-    elsewhere: Mapping[World, Chains] = field(default_factory=dict)
+    elsewhere: tuple[Ruleset, ...] = ()
     handles: Mapping[Chain, tuple[int, ...]] = field(default_factory=dict)
     remembered: frozenset[tuple[Chain, int]] = frozenset()
     settled: bool = True

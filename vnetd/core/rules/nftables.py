@@ -8,7 +8,7 @@ stands in for it, under a mark, until libvirt has installed its own again.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vnetd.core.model import Address, Chain, Definition, Family, Mode, Ruleset
@@ -86,7 +86,7 @@ def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
     rules = {network.name: own for network in networks if (own := network_rules(network))}
     skeleton = {chain: flaws for chain in CHAINS if (flaws := _skeleton(chain, ruleset))}
     lacking = {name: dict(skeleton) for name in rules} if skeleton else {}
-    subnets = {_printed(address) for network in networks for address in network.addresses}
+    subnets = _subnets(networks)
     for chain in CHAINS:
         if chain.name == "forward":
             continue
@@ -120,11 +120,33 @@ def examine(networks: Sequence[Definition], ruleset: Ruleset) -> Findings:
             for handle, rule in _listed(chain, ruleset)
             if rule.endswith(MARK)
         ]
-        scaffolds = [Chain(fam, TABLE, SCAFFOLD) for fam in Family]
-        surplus += [Surplus(c, 0, "the whole chain") for c in scaffolds if c in ruleset.chains]
+        surplus += _scaffolds(ruleset)
     # While libvirt writes nothing is too many: it installs the rules of a network before it calls
     # it active, deletes them before it says so, and writes down last which of them it will delete.
     return Findings(lacking, tuple(lost), tuple(surplus) if ruleset.settled else ())
+
+
+def left_behind(
+    kept: Sequence[Definition], active: Sequence[Definition], ruleset: Ruleset
+) -> tuple[Surplus, ...]:
+    """Where libvirt writes to iptables now: its rules of the networks that are kept, those of what
+    is gone, and copies. What libvirt remembers it will delete by itself, when it comes to that.
+    """
+    own = {
+        (chain, rule)
+        for network in kept
+        for chain, rules in network_rules(network).items()
+        for rule in rules
+    }
+    subnets = _subnets(active)
+    rules = (
+        Surplus(chain, handle, rule)
+        for chain in CHAINS
+        for handle, rule in _listed(chain, ruleset)
+        if (chain, handle) not in ruleset.remembered
+        and ((chain, rule) in own or _is_left_over(rule, subnets))
+    )
+    return (*rules, *_scaffolds(ruleset))
 
 
 def scaffold(networks: Sequence[Definition], ruleset: Ruleset) -> tuple[str, ...]:
@@ -151,36 +173,40 @@ def script(
     ruleset: Ruleset,
     *,
     delete: Sequence[Surplus],
-    skeleton: bool,
     lacking: Mapping[str, Mapping[Chain, repair.Flaws]],
 ) -> tuple[str, ...]:
     """For nft -f, one transaction: deletes, and puts in what guests lack."""
     lines: list[str] = []
-    if skeleton:
-        for fam in Family:
-            if not any(chain.family is fam for chain in ruleset.chains):
-                lines.append(f"add table {fam} {TABLE}")
-        for chain in CHAINS:
-            if chain not in ruleset.chains:
-                lines.append(f"add chain {_path(chain)} {_BASE.get(chain.name, '')}".rstrip())
-    for item in delete:
-        if item.handle:
-            lines.append(f"delete rule {_path(item.chain)} handle {item.handle}")
-        else:
-            lines += [f"{verb} chain {_path(item.chain)}" for verb in ("flush", "delete")]
-    if skeleton:
-        for chain in CHAINS:
-            if chain.name == "forward" and _skeleton(chain, ruleset):
-                # libvirt looks for its jumps by their text, so these carry no mark; it never
-                # deletes them.
-                for handle, rule in _listed(chain, ruleset):
-                    if rule in JUMPS:
-                        lines.append(f"delete rule {_path(chain)} handle {handle}")
-                lines += [f"insert rule {_path(chain)} {jump}" for jump in reversed(JUMPS)]
+    for fam in Family:
+        if not any(chain.family is fam for chain in ruleset.chains):
+            lines.append(f"add table {fam} {TABLE}")
+    for chain in CHAINS:
+        if chain not in ruleset.chains:
+            lines.append(f"add chain {_path(chain)} {_BASE.get(chain.name, '')}".rstrip())
+    lines += deletions(delete)
+    for chain in CHAINS:
+        if chain.name == "forward" and _skeleton(chain, ruleset):
+            # libvirt looks for its jumps by their text, so these carry no mark; it never
+            # deletes them.
+            for handle, rule in _listed(chain, ruleset):
+                if rule in JUMPS:
+                    lines.append(f"delete rule {_path(chain)} handle {handle}")
+            lines += [f"insert rule {_path(chain)} {jump}" for jump in reversed(JUMPS)]
     for network in networks:
         for chain, rules in network_rules(network).items():
             if chain in lacking.get(network.name, {}):
                 lines += [f"insert rule {_path(chain)} {r}{MARK}" for r in reversed(rules)]
+    return tuple(lines)
+
+
+def deletions(rules: Iterable[Surplus]) -> tuple[str, ...]:
+    """For nft -f, one transaction."""
+    lines: list[str] = []
+    for item in rules:
+        if item.handle:
+            lines.append(f"delete rule {_path(item.chain)} handle {item.handle}")
+        else:
+            lines += [f"{verb} chain {_path(item.chain)}" for verb in ("flush", "delete")]
     return tuple(lines)
 
 
@@ -268,12 +294,22 @@ def _skeleton(chain: Chain, ruleset: Ruleset) -> repair.Flaws:
     return repair.Flaws()
 
 
+def _subnets(networks: Iterable[Definition]) -> frozenset[str]:
+    return frozenset(_printed(address) for network in networks for address in network.addresses)
+
+
 def _is_left_over(rule: str, subnets: Collection[str]) -> bool:
     if rule.endswith(MARK):
         return True
     if (match := _NAT.fullmatch(rule)) is not None:
         return match["subnet"] not in subnets
     return _DEAD.search(rule) is not None
+
+
+def _scaffolds(ruleset: Ruleset) -> Iterator[Surplus]:
+    for fam in Family:
+        if (chain := Chain(fam, TABLE, SCAFFOLD)) in ruleset.chains:
+            yield Surplus(chain, 0, "the whole chain")
 
 
 def _listed(chain: Chain, ruleset: Ruleset) -> list[tuple[int, str]]:
