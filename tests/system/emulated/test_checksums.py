@@ -40,12 +40,12 @@ def on_nftables(vm: Vm) -> Iterator[Vm]:
 
 
 def shown(box: Vm, *bridges: str) -> str:
-    """As tc tells it, but for the numbers that actions get."""
+    """As tc tells it, but for the numbers that actions get, and for packets counted."""
     return box.sh(f"""
         for bridge in {" ".join(bridges or BRIDGES)}; do
             tc qdisc show dev $bridge
             tc filter show dev $bridge
-        done | sed 's/index [0-9]*/index/'
+        done | sed -E 's/(index|direct_packets_stat) [0-9]+/\\1/'
     """)
 
 
