@@ -186,10 +186,10 @@ class Incidents:
         libvirt was writing its rules meanwhile, and the next pass looks at what it made of them.
         """
         now = self._clock.monotonic()
-        ms = round((now - first) * 1000)
         left = _by_object(found.drift)
         for object_, incident in self._of_pass.items():
             notice = first if incident.notice is None else incident.notice
+            ms = round((now - notice) * 1000)
             if writing and incident.failed <= {Source.FIREWALL}:
                 incident.gave_up = False  # refused as it came in between
             if object_ not in left:
@@ -214,6 +214,7 @@ class Incidents:
             if conflict.object in given_up:
                 continue  # told as a failure
             incident = _Incident((conflict.text,), conflict.cause)
+            ms = round((now - first) * 1000)
             self._record(conflict.object, incident, Outcome.CONFLICT, ms)
         self._conflicts = frozenset(found.conflicts)
 
