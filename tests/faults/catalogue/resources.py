@@ -8,7 +8,6 @@ from functools import partial
 
 from tests.faults.fault import Fault, Outcome
 from tests.faults.host import Host
-from tests.lab.hypervisor import Hypervisor
 from tests.lab.machine import Machine
 
 _STATE = "/var/lib/vnetd"
@@ -61,14 +60,12 @@ def from_before(host: Host) -> None:
     host.hypervisor.start_vnetd()
 
 
-def start_under(box: Hypervisor, *under: str) -> None:
-    box.kill("vnetd")
-    box.serve(*under, box.tool("vnetd"), "--log-level", "debug")
-    box.wait_until(lambda: box.state() not in ("", "healing"), what="vnetd's first pass")
-
-
 def without_rights(host: Host) -> None:
-    start_under(host.hypervisor, "setpriv", "--ambient-caps=-all", "--inh-caps=-all")
+    box = host.hypervisor
+    box.kill("vnetd")
+    none = ("setpriv", "--ambient-caps=-all", "--inh-caps=-all")
+    box.serve(*none, box.tool("vnetd"), "--log-level", "debug")
+    box.wait_until(lambda: box.state() not in ("", "healing"), what="vnetd's first pass")
     host.run("ip link set $TAP nomaster")
     assert host.box.vnetctl("status").returncode == 3
 
@@ -87,7 +84,7 @@ def overrun(host: Host) -> None:
 
 
 def few_descriptors(host: Host) -> None:
-    """With still fewer it ends, and says why."""
+    """As many as it has. With too few at its start it ends, and says why."""
     box = host.hypervisor
     box.kill("vnetd")
     done = box.attempt(*box.as_service("prlimit", "--nofile=16", box.tool("vnetd")))
@@ -95,7 +92,10 @@ def few_descriptors(host: Host) -> None:
     assert "may open too few files" in done.stderr
     assert "Traceback" not in done.stderr
     box.start_vnetd()
-    start_under(box, "prlimit", "--nofile=54")
+    pid = box.pid("vnetd")
+    last = max(map(int, box.run("ls", f"/proc/{pid}/fd").split()))
+    box.run(*box.as_service("prlimit", f"--pid={pid}", f"--nofile={last + 1}"))
+    box.vnetctl("reconcile")
 
 
 def frozen(host: Host) -> None:
