@@ -112,6 +112,8 @@ def test_nobody_loses_or_gains_a_connection(
         (world, script)
         for world, scripts in CHOSEN.items()
         for script in (scripts if LONG else scripts[-1:])
+        # the guard's socket is in systemd's store meanwhile, which the box does not have
+        if script != "nft flush ruleset"
     ],
     indirect=["world"],
 )
