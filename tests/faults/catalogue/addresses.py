@@ -17,7 +17,7 @@ def with_settings_read_only(system: System) -> Iterator[Machine]:
     with Hypervisor(root=system.root) as box:
         furnish(box)
         box.start_vnetd(POLICY)
-        mounts = ("nsenter", "--mount", f"--target={box.pid('vnetd')}")
+        mounts = ("nsenter", "--mount", "--root", f"--target={box.pid('vnetd')}")
         box.run(*mounts, "mount", "-o", "remount,bind,ro", "/proc/sys/net")
         yield box
 

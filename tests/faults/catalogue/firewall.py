@@ -35,6 +35,7 @@ def beside_firewalld(system: System) -> Iterator[Machine]:
             box.write(f"/etc/firewalld/{path.parent.name}/{path.name}", path.read_text())
         box.write("/etc/firewalld/zones/trusted.xml", _TRUSTED)
         furnish(box)
+        box.start_polkit()  # it allows the service to set zones
         _start_firewalld(box)
         box.start_vnetd(POLICY)
         yield box
