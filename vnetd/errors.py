@@ -36,6 +36,10 @@ class Busy(BackendError):
     """The system lives, but is at work on something else; its watcher tells when it is through."""
 
 
+class Outdated(BackendError):
+    """Somebody has written since the look that an action is for; nothing is done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One mistake in a policy file. line is 0 where none can be named (the whole file)."""

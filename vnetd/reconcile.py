@@ -23,7 +23,7 @@ from vnetd.core.pacing import Failure
 from vnetd.core.plan import plan
 from vnetd.core.policy import Enforcement, Policy
 from vnetd.core.status import Circumstances, Status, status
-from vnetd.errors import BackendError, Busy, Hangs, NotConnected, is_want_of_files
+from vnetd.errors import BackendError, Busy, Hangs, NotConnected, Outdated, is_want_of_files
 from vnetd.incidents import Incidents, Recorder
 from vnetd.trigger import Clock, Pokes, Trigger
 
@@ -94,6 +94,8 @@ class Reconciler:
         """Pokes for links until they were looked at."""
         self._changing: frozenset[str] = frozenset()
         """Networks that vnetd has changed since libvirt was looked at: they are not as known."""
+        self._outdated = False
+        """Of the actions under way, some were for what is not so any more."""
         self._mended: set[Action] = set()
         """Done early, of the actions under way."""
         self._causes: Mapping[Source, Cause] = {}
@@ -207,13 +209,14 @@ class Reconciler:
                 self._incidents.announce()
                 self._publish(found, healing=True)
             self._observed = replace(self._observed, insist=False)
+            self._outdated = False
             failed.update(await self._apply(actions, done, progress))
             done += len(actions)
             touched = self._touched(actions)
             await self._observe(touched)
             if Source.LIBVIRT in touched:
                 self._read_at = self._clock.monotonic()
-            tried = actions
+            tried = () if self._outdated else actions
             found, planned = self._think()
             self._incidents.mark_ended(found)
         self._incidents.announce()
@@ -355,6 +358,9 @@ class Reconciler:
                 continue
             progress(done, before + len(actions), str(action))
             backend = self._backend(action)
+            if self._leaves(action, backend.source):
+                self._outdated = True
+                continue
             log.info("%s (%s)", str(action), action.reason)
             try:
                 if hung := self._hung.get(backend.source):
@@ -365,6 +371,9 @@ class Reconciler:
                     await self._while_libvirt(backend.apply(action))
                 else:
                     await backend.apply(action)
+            except Outdated as error:
+                log.debug("%s: %s", str(action), error)
+                self._outdated = True
             except BackendError as error:
                 log.warning("%s: %s", str(action), error)
                 failed.append(action)
@@ -374,6 +383,12 @@ class Reconciler:
             else:
                 self._incidents.done(action, backend.source)
         return failed
+
+    def _leaves(self, action: Action, source: Source) -> bool:
+        """libvirt has begun to remove what it would mend. The guard stays until all is gone."""
+        if source is Source.GUARD:
+            return False
+        return not self._leaving().isdisjoint(map(network_of, action.objects))
 
     def _touched(self, actions: Iterable[Action]) -> set[Source]:
         """A network that starts or stops changes links and rules as well; a bridge is a link."""

@@ -20,6 +20,7 @@ from vnetd.backends.netlink import Generation, attributes, messages
 from vnetd.core.keep.rules import ChainEdits
 from vnetd.core.model import Chain, Family
 from vnetd.core.rules import repair
+from vnetd.errors import Outdated
 
 POSTROUTING = Chain(Family.IPV4, "nat", "POSTROUTING")
 PRIVATE = Chain(Family.IPV4, "nat", "LIBVIRT_PRT")
@@ -175,9 +176,11 @@ def test_nothing_is_done_where_somebody_has_written_since(kernel: Kernel) -> Non
         await look(tables)
         plan, generation = edits(kernel), tables.generation
         kernel.put(PRIVATE, OURS)  # libvirt itself, just now
-        assert not await tables.restore([plan], generation)
+        with pytest.raises(Outdated):
+            await tables.restore([plan], generation)
         await look(tables)  # also where somebody else has looked meanwhile
-        assert not await tables.restore([plan], generation)
+        with pytest.raises(Outdated):
+            await tables.restore([plan], generation)
         assert kernel.texts(PRIVATE) == OURS
 
     asyncio.run(run())

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from tests.fakes import nat
 from tests.passes import CULPRIT, World, world
+from vnetd.core.actions import Action
 from vnetd.core.keep.rules import RestoreRules
 from vnetd.core.model import IfName, Link, Mode, Observed, Source, State, Tap
 from vnetd.core.model import World as Firewalls
 from vnetd.core.record import Outcome
 from vnetd.core.rules import iptables
+from vnetd.errors import Outdated
 
 
 @world
@@ -28,6 +30,42 @@ async def test_nothing_of_a_network_that_is_leaving_comes_back(w: World) -> None
     w.host.leaving.clear()
     assert await w.look() is State.CONVERGED
     assert any("vba" in rule for rules in w.host.chains.values() for rule in rules)
+
+
+@world
+async def test_a_network_that_libvirt_begins_to_stop_during_a_pass_is_let_go(w: World) -> None:
+    firewall = next(b for b in w.host.backends if b.source is Source.FIREWALL)
+    apply = firewall.apply
+
+    async def apply_slowly(action: Action) -> None:
+        w.host.leaving.add("a")
+        await apply(action)
+
+    firewall.apply = apply_slowly  # type: ignore[method-assign]
+    w.host.flush()
+    w.host.links["vba"] = replace(w.host.links["vba"], up=False)
+    await w.look()
+    assert not w.host.links["vba"].up
+    w.host.leaving.clear()
+    assert await w.look() is State.CONVERGED
+
+
+@world
+async def test_what_somebody_has_changed_since_the_look_is_looked_at_again(w: World) -> None:
+    firewall = next(b for b in w.host.backends if b.source is Source.FIREWALL)
+    apply = firewall.apply
+    outdated = [Outdated("")] * 3
+
+    async def apply_in_vain(action: Action) -> None:
+        if outdated:
+            raise outdated.pop()
+        await apply(action)
+
+    firewall.apply = apply_in_vain  # type: ignore[method-assign]
+    w.host.flush()
+    assert await w.look(cause=CULPRIT) is State.CONVERGED
+    assert {record.outcome for record in w.published.records} == {Outcome.REPAIRED}
+    assert len(w.host.applied) == 1
 
 
 async def with_guest(w: World) -> None:

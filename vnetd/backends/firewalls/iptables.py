@@ -18,11 +18,12 @@ from vnetd.backends.firewalls.iptables_save import Tables
 from vnetd.backends.firewalls.nf_tables import NfTables
 from vnetd.core.keep.rules import ChainEdits
 from vnetd.core.model import Chain, Chains, Family, Ruleset, World
-from vnetd.errors import BackendError
+from vnetd.errors import BackendError, Outdated
 
 # The kernel keeps 15 bytes of a process's name.
 WRITERS = tuple(f"{name}-restore"[:15] for name in ("iptables-nft", "ip6tables-nft"))
 _NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_MOST_OUTDATED = 3
 
 
 def target() -> tuple[tuple[int, int], ...]:
@@ -52,6 +53,8 @@ class Iptables:
 
     def __init__(self, kernel: NfTables) -> None:
         self._nft = IptablesNft(kernel)
+        self._outdated = 0
+        """How often in a row."""
 
     def forget(self) -> None:
         """The next look reads all, whatever the kernel has told."""
@@ -74,9 +77,18 @@ class Iptables:
     async def restore(
         self, world: World, chains: Collection[ChainEdits], generation: int | None
     ) -> None:
-        """generation: at which the edits are right. Raises BackendError."""
-        if world is World.IPTABLES_NFT and await self._nft.restore(chains, generation):
-            return
+        """generation: at which the edits are right. Raises BackendError; Outdated for a new look,
+        but where others write all the time guests cannot wait until they pause.
+        """
+        try:
+            if world is World.IPTABLES_NFT and await self._nft.restore(chains, generation):
+                self._outdated = 0
+                return
+        except Outdated:
+            self._outdated += 1
+            if self._outdated < _MOST_OUTDATED:
+                raise
+        self._outdated = 0
         for family in Family:
             await _restore(world, family, chains)
 

@@ -9,6 +9,7 @@ nobody has changed since the last look is not read.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +22,7 @@ from vnetd.backends.firewalls.nf_tables import NfTables, RawTable
 from vnetd.backends.netlink import Generation
 from vnetd.core.keep.rules import ChainEdits
 from vnetd.core.model import Family
+from vnetd.errors import Outdated
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ class IptablesNft:
 
     async def restore(self, chains: Collection[ChainEdits], generation: int | None) -> bool:
         """All of it in one transaction. False, and nothing is done, where a rule has not been seen
-        before, or where this generation, for which the edits are, is not the newest any more.
+        before. Raises Outdated where this generation, for which the edits are, is not the newest
+        any more.
         """
         if generation is None:
             return False
@@ -61,6 +64,8 @@ class IptablesNft:
             # What a flush has thrown away the kernel may have to clear up first.
             await asyncio.to_thread(self._kernel.write, steps, generation)
         except (LookupError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ERESTART:
+                raise Outdated("somebody has written rules since they were read") from None
             log.debug("left to iptables: %r", error)
             return False
         return True

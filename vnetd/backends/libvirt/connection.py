@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import libvirt
@@ -42,7 +43,9 @@ DOMAIN_EVENTS = (
 
 
 class Tell(Protocol):
-    """What came from libvirt, or of it. everything: another daemon may answer now."""
+    """What came from libvirt, or of it. stopped: a network. everything: another daemon may answer
+    now.
+    """
 
     def __call__(
         self,
@@ -50,6 +53,7 @@ class Tell(Protocol):
         *,
         cause: Cause | None = None,
         writing: bool | None = None,
+        stopped: str = "",
         everything: bool = False,
     ) -> None: ...
 
@@ -330,23 +334,25 @@ class _Session:
             libvirt.VIR_NETWORK_EVENT_STARTED: "started",
             libvirt.VIR_NETWORK_EVENT_STOPPED: "stopped",
         }.get(event, "changed")
-        self._hand_over(f"network {network.name()} {what}", cause=process.libvirt(), writing=False)
+        name = network.name()
+        tell = partial(
+            self._tell,
+            f"network {name} {what}",
+            cause=process.libvirt(),
+            writing=False,
+            stopped=name if event == libvirt.VIR_NETWORK_EVENT_STOPPED else "",
+        )
+        self._hand_over(tell)
 
     def _on_domain(self, _connection: Any, domain: Any, *_rest: Any) -> None:
-        self._hand_over(f"domain {domain.name()} changed")
+        self._hand_over(partial(self._tell, f"domain {domain.name()} changed"))
 
     def _on_close(self, _connection: Any, _reason: int, _opaque: Any) -> None:
+        self._hand_over(self.end)
+
+    def _hand_over(self, news: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop has ended before the connection
-            self._loop.call_soon_threadsafe(self.end)
-
-    def _hand_over(
-        self, reason: str, cause: Cause | None = None, writing: bool | None = None
-    ) -> None:
-        def hand_over() -> None:
-            self._tell(reason, cause=cause, writing=writing)
-
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(hand_over)
+            self._loop.call_soon_threadsafe(news)
 
 
 _event_thread: threading.Thread | None = None

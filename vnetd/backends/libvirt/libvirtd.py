@@ -90,6 +90,8 @@ class Libvirtd:
         self._ports = TakenPorts()
         self._reads_leases = False
         self._active: frozenset[str] = frozenset()
+        self._stopped: list[str] = []
+        """Since the last look began, as libvirt has told."""
 
     async def observe(self, observed: Observed) -> Observed:
         asked = observed.asked
@@ -97,6 +99,7 @@ class Libvirtd:
             return observed  # a change would have woken it
         if observed.insist:
             self._ports.forget()
+        told = len(self._stopped)
         recorded = _recorded()
         seen = await self._networks.read(lambda c: calls.read(c, asked), "reading networks")
         recorded |= _recorded()  # of those that have started meanwhile
@@ -128,6 +131,7 @@ class Libvirtd:
         self._active = frozenset(
             name for name, network in seen.networks.items() if network.live and name in recorded
         )
+        del self._stopped[:told]
         self._reads_leases = bool(calls.leased(seen.networks, asked))
         idle = not asked.networks and not any(item.live for item in seen.networks.values())
         for connection in (self._networks, self._domains):
@@ -145,10 +149,12 @@ class Libvirtd:
 
     def leaving(self) -> frozenset[str]:
         """Networks that were active at the last look, and of which libvirt has begun to remove
-        everything since; libvirt itself says so only when it is through.
+        everything since; libvirt itself says so only when it is through. Or may have started them
+        anew by now, which is no longer as it was seen.
         """
         try:
-            return self._active - _recorded() if self._active else frozenset()
+            gone = self._active - _recorded() if self._active else frozenset()
+            return gone | self._active.intersection(self._stopped)
         except OSError as error:
             if is_want_of_files(error):
                 return frozenset()  # cannot tell; the next look may
@@ -192,8 +198,11 @@ class Libvirtd:
             *,
             cause: Cause | None = None,
             writing: bool | None = None,
+            stopped: str = "",
             everything: bool = False,
         ) -> None:
+            if stopped:
+                self._stopped.append(stopped)
             sources = tuple(Source) if everything else _TOUCHED
             poke(*sources, reason=reason, cause=cause, writing=writing)
 
