@@ -38,6 +38,8 @@ _BRIDGED = {
     Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
 }
 _FIREWALLD = "org.fedoraproject.FirewallD1"
+# firewalld lets nobody open a connection while it reloads: by this table, for tenths of a second.
+_RELOADS, _RELOADS_SECONDS = "firewalld_policy_drop", 5.0
 _Key = tuple[Place, str]
 _Table = tuple[Tool, str, str]
 """Whose, its family and its name."""
@@ -69,6 +71,8 @@ class Filters:
         self._zoned = zoned
         self._changed = asyncio.Event()
         self._rest_until = 0.0
+        self._reloads_since: float | None = None
+        """When firewalld was first seen to."""
         kernel.subscribe(self._on_generation)
 
     async def observe(self, observed: Observed) -> Observed:
@@ -76,7 +80,7 @@ class Filters:
         self._kernel.drain()
         writers, self._writers = self._writers, {}
         try:
-            chains = only_blocking(await self._read())
+            chains = only_blocking(self._lasting(await self._read()))
             # What came while the tables were read may be in what was read.
             self._kernel.drain()
             writers |= self._writers
@@ -146,6 +150,19 @@ class Filters:
             raise
         self._parts = parts
         return {place: chain for part in parts.values() for place, chain in part.chains.items()}
+
+    def _lasting(self, chains: dict[Place, FilterChain]) -> dict[Place, FilterChain]:
+        """Without what is over by itself before an admin could read of it."""
+        if not any(place.table == _RELOADS for place in chains):
+            self._reloads_since = None
+            return chains
+        now = time.monotonic()
+        if self._reloads_since is None:
+            self._reloads_since = now
+            asyncio.get_running_loop().call_later(_RELOADS_SECONDS, self._changed.set)
+        if now - self._reloads_since >= _RELOADS_SECONDS:
+            return chains
+        return {place: chain for place, chain in chains.items() if place.table != _RELOADS}
 
     async def _saved(self, old: Mapping[_Table, _Part]) -> dict[_Table, _Part]:
         parts: dict[_Table, _Part] = {}
