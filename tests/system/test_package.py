@@ -126,6 +126,26 @@ def test_ends_in_the_middle_of_a_repair(
     assert box.history()[: len(history)] == history
 
 
+def test_the_guard_stays_when_vnetd_is_dead(installed: Host, guest: str) -> None:
+    """systemd holds the socket that owns it, and starts another vnetd after 0.1 s."""
+    box = installed
+    before = box.rules()
+    box.wait_for_state("converged")
+    first = main_pid(box, "vnetd")
+    with box.probing(guest) as outage:
+        state = box.sh(f"""
+            kill -KILL {first}
+            while kill -0 {first} 2>/dev/null; do :; done
+            nft flush ruleset
+            if nft delete table inet vnetd; then exit 1; fi
+            systemctl show --value -p ActiveState vnetd""")
+        box.wait_until(lambda: main_pid(box, "vnetd") not in (first, "0"), what="a new vnetd")
+        box.wait_for_state("converged")
+    assert state.strip() == "activating", "until another was ready"
+    assert (outage.lost, outage.sources) == (0, [UPLINK])
+    assert box.rules() == before
+
+
 def test_systemd_networkd_leads_a_bridge_of_libvirts(installed: Host, guest: str) -> None:
     file = "/etc/systemd/network/05-mine.network"
     installed.write(file, "[Match]\nName=virbr0\n[Network]\nAddress=192.0.2.1/25\n")
