@@ -75,7 +75,8 @@ class HostBridges:
         self._rtnetlink = IPRouteThread("hostbridges")
         self._kernel = rt.Rtnetlink()
         self._indexes: frozenset[int] = frozenset()
-        self._led: frozenset[str] = frozenset()
+        self._ours: frozenset[str] = frozenset()
+        """Indexes of the links that nobody else must lead."""
         self._awaited: frozenset[str] = frozenset()
         self._awaits = asyncio.Event()
         # Before anything else: the host may be cut off.
@@ -87,9 +88,9 @@ class HostBridges:
             return observed
         found = await self._rtnetlink.call(lambda: self._read(observed, links), "uplinks")
         (self._awaits.set if self._awaited else self._awaits.clear)()
-        led = _led(observed, links, found.pci)
-        self._led = frozenset(str(index) for index in led.values() if index is not None)
-        owners = await self._managers.owners(led)
+        ours = _ours(observed, links, found.pci)
+        self._ours = frozenset(str(index) for index in ours.values() if index is not None)
+        owners = await self._managers.owners(ours)
         return replace(observed, uplinks=replace(found, owners=owners))
 
     async def apply(self, action: Action) -> None:
@@ -138,7 +139,7 @@ class HostBridges:
             there = {
                 next(p for p in (path, *path.parents) if p.is_dir()) for path in managers.STATE
             }
-            watch = files.DirectoryWatch(there, created=True, matters=lambda x: x in self._led)
+            watch = files.DirectoryWatch(there, created=True, matters=lambda x: x in self._ours)
             try:
                 await watch.changed()
             finally:
@@ -341,7 +342,7 @@ class HostBridges:
         rt.check(requests, self._kernel.run(requests), errno.EEXIST, errno.ESRCH)
 
 
-def _led(
+def _ours(
     observed: Observed, links: Mapping[IfName, Link], pci: Mapping[IfName, str]
 ) -> dict[IfName, int | None]:
     """What nobody else must lead, by index: bridges of the host, whether they are there or not,

@@ -156,16 +156,16 @@ def nm_device(text: str) -> Device | None:
 
 async def _led() -> dict[str, str]:
     """Of the profiles that are up, those that are not of NetworkManager's own making, for a link
-    that it only watches: UUID → name. Empty where it does not answer.
+    that it only watches: UUID → name. Empty where it gives no answer that is understood.
     """
     options = ("--system", "--json=short", "--auto-start=no", "--timeout=2")
     method = ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
     try:
         text = await process.run(["busctl", *options, "call", _NM, "/org/freedesktop", *method])
-    except BackendError as error:
-        log.debug("NetworkManager: %s", error)
+        return nm_led(text)
+    except (BackendError, ValueError, KeyError, TypeError) as error:
+        log.debug("NetworkManager: %r", error)
         return {}
-    return nm_led(text)
 
 
 def nm_led(text: str) -> dict[str, str]:
