@@ -20,7 +20,7 @@ from pathlib import Path
 from vnetd import journal
 from vnetd.api.names import BUS_NAME
 from vnetd.backends import files, netlink, process
-from vnetd.backends.firewalls import iptables, legacy
+from vnetd.backends.firewalls import iptables, legacy, xtables_lock
 from vnetd.backends.firewalls.guard import Guard
 from vnetd.backends.libvirt import libvirtd, status_files
 from vnetd.bus import sysbus
@@ -32,7 +32,6 @@ _SECONDS = 5.0
 _CAP_NET_ADMIN = 12
 _POLKIT = "org.freedesktop.PolicyKit1"
 _FIREWALLD = "org.fedoraproject.FirewallD1"
-_XTABLES_LOCK = "/run/xtables.lock"
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -154,8 +153,8 @@ async def _legacy(_: Host) -> str:
             "IP sockets or CAP_NET_RAW are refused: vnetd.service needs the drop-in "
             "/usr/share/doc/vnetd/iptables-legacy.conf"
         )
-    if os.access(_XTABLES_LOCK, os.F_OK) and not os.access(_XTABLES_LOCK, os.W_OK):
-        wrong = f"{_XTABLES_LOCK} cannot be written: run systemd-tmpfiles --create vnetd.conf"
+    if os.access(xtables_lock.PATH, os.F_OK) and not os.access(xtables_lock.PATH, os.W_OK):
+        wrong = f"{xtables_lock.PATH} cannot be written: run systemd-tmpfiles --create vnetd.conf"
         raise Missing(wrong)
     return await _tools("iptables-legacy-save", "ip6tables-legacy-restore")(_)
 

@@ -62,6 +62,34 @@ def test_libvirt_removes_and_makes_what_vnetd_has_restored(box: Hypervisor) -> N
     box.wait_for_state("converged")
 
 
+def test_what_others_put_back_first_is_not_put_back_twice(box: Hypervisor) -> None:
+    """As libvirt does, which writes rule by rule; vnetd cannot be told, so it has to look."""
+    good = box.rules()
+    chain = box.run("iptables", "-t", "nat", "-S", "LIBVIRT_PRT").splitlines()
+    rule = "-s 10.77.0.0/24 -d 224.0.0.0/24 -j RETURN"
+    place = chain.index(f"-A LIBVIRT_PRT {rule}")  # behind -N
+    without_lock = "export XTABLES_LOCKFILE=/run/box/nobodys.lock"
+    box.spawn("holder", "flock", "--no-fork", "/run/xtables.lock", "sleep", "infinity")
+    box.wait_until(lambda: not box.succeeds("flock", "-n", "/run/xtables.lock", "true"))
+    try:
+        before = box.log("vnetd")
+        box.sh(f"{without_lock}; iptables -t nat -D LIBVIRT_PRT {rule}")
+        box.wait_until(
+            lambda: "restore 1 IPv4 rules" in box.log("vnetd")[len(before) :],
+            what="vnetd about to write",
+        )
+        box.sh(f"{without_lock}; iptables -t nat -I LIBVIRT_PRT {place} {rule}")
+    finally:
+        box.kill("holder")
+    box.wait_until(
+        lambda: "somebody has written" in box.log("vnetd")[len(before) :],
+        what="vnetd through with it",
+    )
+    box.wait_for_state("converged")
+    assert box.rules() == good
+    assert "duplicate" not in box.log("vnetd")[len(before) :]
+
+
 def test_counters_are_no_change(box: Hypervisor) -> None:
     guest = box.guest("vblab", "10.77.0.50/24", gateway="10.77.0.1")
     said = box.wait_until_quiet("vnetd")

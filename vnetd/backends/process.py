@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vnetd.core.model import Cause
@@ -17,9 +18,9 @@ DNSMASQ_PID_FILES = Path("/run/libvirt/network")
 _PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtnetworkd.pid"))
 
 
-async def run(argv: Sequence[str], stdin: str = "") -> str:
-    """The tool's output. Raises BackendError with what it said if it fails or is absent, Hangs
-    after 10 s.
+async def run(argv: Sequence[str], stdin: str = "", env: Mapping[str, str] | None = None) -> str:
+    """The tool's output. env: beside vnetd's own. Raises BackendError with what it said if it fails
+    or is absent, Hangs after 10 s.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -27,6 +28,7 @@ async def run(argv: Sequence[str], stdin: str = "") -> str:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **(env or {})},
         )
     except OSError as error:
         raise BackendError(f"{argv[0]}: {error.strerror}") from error

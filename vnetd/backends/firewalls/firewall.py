@@ -61,8 +61,8 @@ class Firewall:
         """What stands in a backend that it does not write to."""
         self._changed = False
         """The kernel has told so since the last look."""
-        self._generation: int | None = None
-        """Of nf_tables, at the last look at iptables."""
+        self._state: iptables.State = None
+        """Of iptables, at the last look."""
         self._poke: Poke | None = None
         self._writing = False
         self._libvirt_wrote_at = float("-inf")
@@ -103,13 +103,11 @@ class Firewall:
         self._changed = self._others_wrote = False
         ruleset = Ruleset(world)
         self._in_legacy.clear()
-        if world is World.IPTABLES_LEGACY:
-            # First: what changes while the tables are read counts as a change.
-            self._legacy_print = legacy.fingerprint()
-            self._in_legacy.set()
         if world.is_iptables:
-            chains = await self._iptables.chains(world)
-            self._generation = self._iptables.generation
+            chains, self._state = await self._iptables.look(world)
+            if isinstance(self._state, bytes):
+                self._legacy_print = self._state
+                self._in_legacy.set()
             left = self._left if self._is_same_libvirt() else ()
             ruleset = Ruleset(world, chains, (*left, *await self._iptables.others(world)))
         if world is World.NFTABLES:
@@ -134,7 +132,7 @@ class Firewall:
     async def apply(self, action: Action) -> None:
         match action:
             case RestoreRules(chains=chains):
-                await self._write(self._iptables.restore(self._world, chains, self._generation))
+                await self._write(self._iptables.restore(self._world, chains, self._state))
             case EditNftables(script=script):
                 await self._write(nftables.edit(script))
             case ReinstallRules(scaffold=scaffold):

@@ -5,14 +5,15 @@ iptables-restore. libvirt calls plain "iptables", which leads to one of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import assert_never
 
 from vnetd.backends import process
-from vnetd.backends.firewalls import iptables_save, legacy
+from vnetd.backends.firewalls import iptables_save, legacy, xtables_lock
 from vnetd.backends.firewalls.iptables_nft import IptablesNft
 from vnetd.backends.firewalls.iptables_save import Tables
 from vnetd.backends.firewalls.nf_tables import NfTables
@@ -20,10 +21,17 @@ from vnetd.core.keep.rules import ChainEdits
 from vnetd.core.model import Chain, Chains, Family, Ruleset, World
 from vnetd.errors import BackendError, Outdated
 
+log = logging.getLogger(__name__)
+
 # The kernel keeps 15 bytes of a process's name.
 WRITERS = tuple(f"{name}-restore"[:15] for name in ("iptables-nft", "ip6tables-nft"))
 _NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _MOST_OUTDATED = 3
+
+State = int | bytes | None
+"""Of all tables, at a look: the kernel's own generation of nf_tables, or a fingerprint of
+iptables-legacy; None where they changed meanwhile.
+"""
 
 
 def target() -> tuple[tuple[int, int], ...]:
@@ -69,28 +77,36 @@ class Iptables:
         texts = (process.run([save, "-t", table]) for table in legacy.tables(family))
         return iptables_save.tables("".join(await asyncio.gather(*texts)))
 
-    @property
-    def generation(self) -> int | None:
-        """Of nf_tables, when it was read; None where not all of it was read at the same."""
-        return self._nft.generation
-
-    async def restore(
-        self, world: World, chains: Collection[ChainEdits], generation: int | None
-    ) -> None:
-        """generation: at which the edits are right. Raises BackendError; Outdated for a new look,
-        but where others write all the time guests cannot wait until they pause.
+    async def restore(self, world: World, chains: Collection[ChainEdits], state: State) -> None:
+        """state: at which the edits are right. Raises BackendError; Outdated for a new look, but
+        where others write all the time guests cannot wait until they pause.
         """
         try:
-            if world is World.IPTABLES_NFT and await self._nft.restore(chains, generation):
-                self._outdated = 0
-                return
+            if not await self._restore_at(state, chains):
+                await _restore(world, chains)
         except Outdated:
             self._outdated += 1
             if self._outdated < _MOST_OUTDATED:
                 raise
+            await _restore(world, chains)
         self._outdated = 0
-        for family in Family:
-            await _restore(world, family, chains)
+
+    async def _restore_at(self, state: State, chains: Collection[ChainEdits]) -> bool:
+        """Only if nobody has written since; False where that cannot be done."""
+        match state:
+            case None:
+                return False
+            case int():
+                return await self._nft.restore(chains, state)
+            case bytes():
+                return await _restore_legacy(state, chains)
+
+    async def look(self, world: World) -> tuple[Chains, State]:
+        """At both families. Raises BackendError."""
+        if world is World.IPTABLES_LEGACY:
+            state = legacy.fingerprint()  # first: what changes while they are read has changed
+            return await self.chains(world), state
+        return await self.chains(world), self._nft.generation
 
     async def chains(self, world: World) -> Chains:
         """Of both families. Raises BackendError."""
@@ -122,11 +138,25 @@ def has_rules(chains: Chains) -> bool:
     return any(rules for chain, rules in chains.items() if chain.name.startswith("LIBVIRT_"))
 
 
-async def _restore(world: World, family: Family, chains: Iterable[ChainEdits]) -> None:
-    of_family = [item for item in chains if item.chain.family is family]
-    if of_family:
-        tool = _tool(world, family, "restore")
-        await process.run([tool, "--noflush", "--wait", "5"], iptables_save.render(of_family))
+async def _restore_legacy(fingerprint: bytes, chains: Iterable[ChainEdits]) -> bool:
+    try:
+        async with xtables_lock.held() as env:
+            if legacy.fingerprint() != fingerprint:
+                raise Outdated("somebody has written rules since they were read")
+            await _restore(World.IPTABLES_LEGACY, chains, env)
+    except OSError as error:
+        log.debug("left to iptables: %r", error)  # which says what is wrong
+        return False
+    return True
+
+
+async def _restore(
+    world: World, chains: Iterable[ChainEdits], env: Mapping[str, str] | None = None
+) -> None:
+    for family in Family:
+        if of_family := [item for item in chains if item.chain.family is family]:
+            restore = [_tool(world, family, "restore"), "--noflush", "--wait", "5"]
+            await process.run(restore, iptables_save.render(of_family), env)
 
 
 def _tool(world: World, family: Family, verb: str) -> str:
