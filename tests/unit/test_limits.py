@@ -66,6 +66,20 @@ def test_all_together_are_limited_too() -> None:
     found = known(Clock(), users)
     taken = [account for sender in users for _ in range(60) if (account := found.admit(sender))]
     assert len(taken) == limits.PENDING_CALLS_OF_ALL
+    found.learn(":1.root", 0)
+    assert found.admit(":1.root") is not None
+
+
+def test_a_crowd_of_strangers_keeps_out_nobody() -> None:
+    found = known(Clock(), {":1.1": 1000})
+    strangers = [f":2.{number}" for number in range(250)]
+    waiting = sum(bool(found.admit(sender)) for sender in strangers for _ in range(20))
+    assert waiting < limits.PENDING_CALLS_OF_ALL + len(strangers)
+    assert calls(found, ":1.1") == limits.BURST
+    newcomer = found.admit(":3.1")
+    assert newcomer is not None
+    found.learn(":3.1", 0)
+    assert found.admit(":3.1") is not None
 
 
 def test_a_stranger_has_a_few_calls_until_the_bus_has_told_who_it_is() -> None:

@@ -94,7 +94,7 @@ class Operations:
 
 
 async def answered(service: Service) -> None:
-    while service._limits._pending:  # noqa: ASYNC110 - each call is a task that only it knows
+    while service._limits._pending.total():  # noqa: ASYNC110 - each call is a task that only it knows
         await asyncio.sleep(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,6 +37,10 @@ class Account:
     pending: int = 0
     questions: int = 0
 
+    @property
+    def is_known(self) -> bool:
+        return self.rate > 0
+
     def charge(self, cost: float) -> None:
         self.tokens -= cost
 
@@ -46,7 +51,7 @@ class Limits:
         self._clock = clock
         self._users: dict[str, int] = {}
         self._accounts: dict[int | str, Account] = {}
-        self._pending = 0
+        self._pending: Counter[bool] = Counter()  # of known users, and of strangers
         self._strangers, self._at = _STRANGERS, clock()
 
     def user(self, sender: str) -> int | None:
@@ -68,16 +73,23 @@ class Limits:
         account.at = now
         if account.tokens < 1 or account.pending >= PENDING_CALLS:
             return None
-        if self._pending >= PENDING_CALLS_OF_ALL:
+        crowded = self._pending[account.is_known] >= PENDING_CALLS_OF_ALL
+        if crowded and not self._may_push(sender, account):
             return None
         account.tokens -= 1
         account.pending += 1
-        self._pending += 1
+        self._pending[account.is_known] += 1
         return account
 
     def done(self, account: Account) -> None:
         account.pending -= 1
-        self._pending -= 1
+        self._pending[account.is_known] -= 1
+
+    def _may_push(self, sender: str, account: Account) -> bool:
+        """Root is never kept out: not as a user, nor while it is a stranger, one of whose calls
+        is taken however many wait, for among strangers nobody knows which is root.
+        """
+        return self.user(sender) == 0 or not (account.is_known or account.pending)
 
     def forget(self) -> None:
         """Another bus: its names are others."""

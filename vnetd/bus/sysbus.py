@@ -60,6 +60,7 @@ class Bus(MessageBus):
         self._out = _Writer(self)
         self._writer: Any = self._out
         self._asked: dict[int, asyncio.Future[int | None]] = {}
+        self._asked_of: dict[str, asyncio.Future[int | None]] = {}
 
     @property
     def queued(self) -> int:
@@ -115,19 +116,30 @@ class Bus(MessageBus):
     async def user(self, name: str) -> int | None:
         """The uid of whoever has this unique name; None if nobody has. Raises BusError.
 
-        Anybody who connects makes vnetd ask, so that this does without dbus-next's messages.
+        Anybody who connects makes vnetd ask, so that this does without dbus-next's messages, and
+        asks once for all that a connection sends until the answer.
         """
-        serial = self.next_serial()
-        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._asked[serial] = answer
-        self.write(frames.method_call(serial, BUS, BUS, "GetConnectionUnixUser", name))
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await answer
-        except TimeoutError:
-            raise BusError("the bus does not answer") from None
-        finally:
+        return await asyncio.shield(self._asked_of.get(name) or self._ask_user(name))
+
+    def _ask_user(self, name: str) -> asyncio.Future[int | None]:
+        loop, serial = asyncio.get_running_loop(), self.next_serial()
+        answer: asyncio.Future[int | None] = loop.create_future()
+
+        def give_up() -> None:
+            if not answer.done():
+                answer.set_exception(BusError("the bus does not answer"))
+
+        def over(_: object) -> None:
+            late.cancel()
             self._asked.pop(serial, None)
+            del self._asked_of[name]
+            answer.exception()  # whoever asked may be gone
+
+        late = loop.call_later(_ANSWER_SECONDS, give_up)
+        answer.add_done_callback(over)
+        self._asked[serial] = self._asked_of[name] = answer
+        self.write(frames.method_call(serial, BUS, BUS, "GetConnectionUnixUser", name))
+        return answer
 
     async def _auth_readline(self) -> str:
         # The library's own spins for ever when the bus closes the connection here.
