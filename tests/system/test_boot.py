@@ -281,7 +281,8 @@ def test_reboot(box: Host, good: list[str], condition: Condition, number: int) -
         for text in condition.says:
             box.wait_until(partial(says, box, text), what=text)
         time.sleep(condition.lasts)
-        since = time.monotonic() if condition.lasts else 0.0
+        # What it has waited for, as it says, is nobody's delay but the condition's.
+        since = time.monotonic() if condition.says else 0.0
         condition.end(box)
         took = settle(box, good, condition.more, since)
         if condition.more:
