@@ -28,8 +28,12 @@ _OF_ANY_BUS = (
     "caller-vanish",
     "caller-fuzz",
 )
+# The broker takes from each of the 300 in turn, and gives whom they call little at a time; it keeps
+# up to 128 MiB of one user's calls, behind which everybody's wait. It is so with any service: with
+# the crowd at polkit in place of vnetd, root's Ping of polkit had no answer in 12 s, while polkit
+# used 4 % of a CPU; vnetd's and the bus's own answers took 14 ms and less.
 _CROWD = callers.harassment(
-    "300 connections of one user, who lets all others on the bus wait",
+    "300 connections of one user, whose calls all others' to vnetd wait behind",
     "alice",
     "crowd",
     others_wait=True,

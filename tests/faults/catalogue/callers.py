@@ -25,7 +25,7 @@ def with_polkit(
 
 
 def harassment(what: str, user: str, kind: str, *, others_wait: bool = False) -> Fault:
-    """others_wait: for the bus itself, which forwards nobody's calls in time."""
+    """others_wait: for the bus, which forwards nobody's calls in time; nothing is asked then."""
 
     def inject(host: Host) -> None:
         """Root is answered meanwhile: it has a budget of its own."""
