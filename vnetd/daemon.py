@@ -18,7 +18,7 @@ from systemd import daemon as systemd
 
 from vnetd import entries, wallclock
 from vnetd.api.service import Service
-from vnetd.backends import files, scene
+from vnetd.backends import files, policyfile, scene
 from vnetd.backends.dnsmasq import Dnsmasq
 from vnetd.backends.firewalls.filters import Filters
 from vnetd.backends.firewalls.firewall import Firewall
@@ -113,6 +113,7 @@ class _Daemon:
         self._counts = metrics_core.Counts()
         self._counted = asyncio.Event()
         self._ready = False
+        self._editing = asyncio.Lock()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -179,6 +180,18 @@ class _Daemon:
             self._load()
         finally:
             systemd.notify("READY=1")
+
+    def policy_text(self) -> tuple[str, str]:
+        return policyfile.read(self._options.config)
+
+    async def set_policy(self, text: str, etag: str, uid: int) -> str:
+        main = self._options.config
+        async with self._editing:
+            await asyncio.to_thread(self._parse, files.read_policy(main, instead=text))
+            new = await asyncio.to_thread(policyfile.replace, main, text, etag)
+            entries.policy_edited(str(main), uid)
+            self.reload()  # what is there now: somebody may have written by hand meanwhile
+        return new
 
     def pause(self, seconds: float) -> None:
         entries.paused(seconds)
@@ -272,13 +285,9 @@ class _Daemon:
             self.reload()
 
     def _load(self) -> None:
-        main = self._options.config
         try:
-            texts = files.read_policy(main)
-            empty = not any(text.text.strip() for text in texts)
-            if empty and self._reconciler.policy not in _NO_POLICY:
-                raise PolicyError([files.missing(main, empty=bool(texts))])
-            policy = policy_core.parse(texts) if texts else policy_core.Policy(present=False)
+            texts = files.read_policy(self._options.config)
+            policy = self._parse(texts)
         except PolicyError as error:
             entries.policy_rejected(error.problems)
             self._reconciler.trouble("policy", [f"policy: {p}" for p in error.problems])
@@ -290,6 +299,13 @@ class _Daemon:
             entries.policy_loaded(len(policy.networks), len(texts))
             self._reconciler.load(policy)
             self._service.policy_loaded([text.file for text in texts], len(policy.networks))
+
+    def _parse(self, texts: Sequence[policy_core.PolicyText]) -> policy_core.Policy:
+        """Raises PolicyError."""
+        empty = not any(text.text.strip() for text in texts)
+        if empty and self._reconciler.policy not in _NO_POLICY:
+            raise PolicyError([files.missing(self._options.config, empty=bool(texts))])
+        return policy_core.parse(texts) if texts else policy_core.Policy(present=False)
 
     async def _ask_for_rules(self, pid: int) -> None:
         """firewalld's word of a reload. Others would act on it too: it goes to libvirt alone."""

@@ -31,6 +31,7 @@ class Message(StrEnum):
     PAUSED = "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a08"
     RESUMED = "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a09"
     HISTORY_LOST = "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a0a"
+    POLICY_EDITED = "8d1f3a0b5c5e4f0c9d7a3b1e6f2c4a0b"
 
 
 _OUTCOMES = {
@@ -76,6 +77,11 @@ def policy_rejected(problems: Sequence[Problem]) -> None:
             Message.POLICY_REJECTED, file=item.file, line=item.line or "", key=item.key
         )
         log.error("policy: %s", item, extra=extra)
+
+
+def policy_edited(file: str, uid: int) -> None:
+    extra = journal.fields(Message.POLICY_EDITED, file=file, uid=uid)
+    log.info("policy: %s changed over the bus by uid %d", file, uid, extra=extra)
 
 
 def paused(seconds: float) -> None:

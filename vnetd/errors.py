@@ -15,6 +15,10 @@ class NoSuchNetwork(VnetdError):
     """Nothing has the name that somebody asks for."""
 
 
+class Conflict(VnetdError):
+    """Somebody else has changed meanwhile what a caller wants to change; nothing is done."""
+
+
 class BackendError(VnetdError):
     """A system that vnetd reads or changes refused or failed; trying again later may help."""
 

@@ -15,6 +15,9 @@ ELSEWHERE = {
         "six users at once who do their worst": "test_vnetd_heals_while_many_do_their_worst",
     },
     "integration/test_polkit.py": {
+        "two admins edit the policy at the same time": (
+            "test_of_two_admins_who_edit_the_policy_the_second_is_told"
+        ),
         "polkit is gone": "test_without_polkit_root_alone_may",
         "a caller leaves while a password is asked for": (
             "test_a_question_ends_when_the_caller_leaves"

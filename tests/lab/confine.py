@@ -33,7 +33,7 @@ _FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}
 
 _SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 # What *Directory= make; and what is not the file system's.
-_WRITABLE = ("/etc/vnetd", "/var/lib/vnetd", "/run/vnetd", "/dev", "/proc")
+_WRITABLE = ("/var/lib/vnetd", "/run/vnetd", "/dev", "/proc")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -159,6 +159,7 @@ def giant(done: Counter[str]) -> Iterator[None]:
     bodies: list[tuple[str, list[Any]]] = [
         ("ssv", ["org.vnetd1.Manager", "State", Variant("ai", list(range(1500)))]),
         ("ss", ["lab" * 2000, ""]),
+        ("ss", ["#" * (1 << 20), ""]),
         ("av", [[Variant("s", "z")] * 20_000]),
         ("as", [["y"] * 200_000]),
         ("ay", [bytes(8 << 20)]),
@@ -167,7 +168,11 @@ def giant(done: Counter[str]) -> Iterator[None]:
     messages = [
         call(interface, member, *body, mute=mute)
         for body in bodies
-        for interface, member in ((names.MANAGER, "Why"), (names.PROPERTIES, "Set"))
+        for interface, member in (
+            (names.MANAGER, "Why"),
+            (names.MANAGER, "SetPolicy"),
+            (names.PROPERTIES, "Set"),
+        )
         for mute in (True, False)
     ]
     messages.append(call(names.PEER, "Ping", path="/" + "p" * (4 << 20)))

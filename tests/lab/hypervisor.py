@@ -243,7 +243,8 @@ class Hypervisor(Machine):
         if legacy:
             self._show_legacy_modules()
         self.sh("""
-            mkdir -p /run/vnetd /etc/vnetd
+            mkdir -p /run/vnetd
+            install -d -m775 -g vnetd /etc/vnetd
             touch /run/xtables.lock
             find /run/vnetd /var/lib/vnetd ! -user vnetd -exec chown vnetd:vnetd {} +
             chown root:vnetd /run/xtables.lock

@@ -56,7 +56,7 @@ def _opened_disk() -> None:
 
 ATTEMPTS: dict[str, Callable[[], object]] = {
     "write /etc": lambda: _written("/etc/attempt"),
-    "write the policy": lambda: _written("/etc/vnetd/vnetd.toml.d/attempt.toml"),
+    "write a drop-in of the policy": lambda: _written("/etc/vnetd/vnetd.toml.d/attempt.toml"),
     "write /usr": lambda: _written("/usr/lib/attempt"),
     "write libvirt's files": lambda: _written("/var/lib/libvirt/attempt"),
     "write /root": lambda: _written("/root/attempt"),
@@ -84,6 +84,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
 # Without them vnetd could not do its work.
 NEEDED: dict[str, Callable[[], object]] = {
     "write the state": lambda: _written(_PROTECTED),
+    "write the policy": lambda: _written("/etc/vnetd/.vnetd.toml.new"),
     "set forwarding": lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"),
     "speak netlink": lambda: _socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE),
     "see who is PID 1": lambda: Path("/proc/1/comm").read_text(),

@@ -36,6 +36,7 @@ def say_everything() -> None:
     entries.state("converged", "converged, 1 networks")
     entries.policy_loaded(2, 1)
     entries.policy_rejected([Problem("vnetd.toml", 3, "networks.lab.mode", "no", "yes")])
+    entries.policy_edited("vnetd.toml", 1000)
     entries.paused(60)
     entries.resumed()
     entries.history_lost("history: damaged")

@@ -94,6 +94,22 @@ def test_messages_come_in_any_pieces(size: int) -> None:
     assert sysbus.unmarshal(found[-1].message).body == ["y"]
 
 
+@pytest.mark.parametrize("size", [1, 100, 4096, 1 << 20])
+def test_calls_of_some_methods_may_be_longer(size: int) -> None:
+    long, other, signal = call(["x" * 9999], "s"), call(["y" * 9999], "s"), call(["z" * 9999], "s")
+    long.member = "SetPolicy"
+    signal.message_type, signal.member = MessageType.SIGNAL, "SetPolicy"
+    stream = b"".join(map(marshalled, (other, long, signal, call(["y"], "s"))))
+    cut, found = Frames(LONGEST, {"SetPolicy": 10_100}), []
+    for at in range(0, len(stream), size):
+        found += list(cut.feed(stream[at : at + size]))
+        assert cut.rest <= len(stream) - min(at + size, len(stream))
+    assert [frame.whole for frame in found] == [False, True, False, True]
+    assert sysbus.unmarshal(found[1].message).body == ["x" * 9999]
+    (cut_short,) = Frames(LONGEST, {"SetPolicy": 9999}).feed(marshalled(long))
+    assert not cut_short.whole
+
+
 def test_a_head_without_end_is_skipped_in_silence() -> None:
     long = call()
     long.path = "/" + "x" * 100_000

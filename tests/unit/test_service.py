@@ -21,11 +21,11 @@ from vnetd.api.limits import PENDING_QUESTIONS
 from vnetd.api.service import Service
 from vnetd.bus import frames, sysbus
 from vnetd.core.record import Record
-from vnetd.errors import NoSuchNetwork
+from vnetd.errors import Conflict, NoSuchNetwork
 
 CALLS = 20_000
 ERRORS = re.compile(
-    r"org\.vnetd1\.Error\.(NoSuchNetwork|InvalidArgument|LimitsExceeded|Busy)"
+    r"org\.vnetd1\.Error\.(NoSuchNetwork|InvalidArgument|Conflict|LimitsExceeded|Busy)"
     r"|org\.freedesktop\.DBus\.Error\."
     r"(UnknownObject|UnknownMethod|InvalidArgs|UnknownInterface|UnknownProperty|PropertyReadOnly)"
 )
@@ -72,6 +72,12 @@ class Operations:
 
     def reload(self) -> None:
         pass
+
+    def policy_text(self) -> tuple[str, str]:
+        return "", "absent"
+
+    async def set_policy(self, _text: str, _etag: str, _uid: int) -> str:
+        raise Conflict("somebody was faster")
 
     def pause(self, seconds: float) -> None:
         self.paused.append(seconds)
@@ -121,7 +127,7 @@ def test_arguments_of_all_kinds_get_an_answer_that_helps() -> None:
                 body = [random_value(one) for one in complete_types(signature)]
                 message = call(interface, member, signature, body, random.choice(paths))
                 sender = f":1.{number}"  # each a stranger, so that few are refused for their number
-                for frame in frames.Frames(sysbus.LONGEST_CALL).feed(from_the_bus(message, sender)):
+                for frame in sysbus.call_frames().feed(from_the_bus(message, sender)):
                     service._on_call(frame)
                 await answered(service)
                 service._limits.forget()
@@ -160,7 +166,7 @@ def errors_of(uid: int, message: bytes, connections: int, asked: Any = None) -> 
             await asyncio.sleep(0)
             for number in range(connections):
                 sent = from_the_bus(message, f":1.{number}")
-                for frame in frames.Frames(sysbus.LONGEST_CALL).feed(sent):
+                for frame in sysbus.call_frames().feed(sent):
                     service._on_call(frame)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
@@ -201,6 +207,24 @@ def test_one_user_is_asked_for_few_passwords_at_a_time() -> None:
     }
 
 
+def test_of_policies_as_long_as_may_be_one_user_keeps_few_in_memory() -> None:
+    async def asked(_to: str, _path: str, _interface: str, member: str, *_: Any, **__: Any) -> Any:
+        if member == "CheckAuthorization":
+            await asyncio.Event().wait()
+        return []
+
+    message = bytearray(call("org.vnetd1.Manager", "SetPolicy", "ss", ["#" * (1 << 20), "x"]))
+    message[2] |= frames.ALLOW_INTERACTIVE_AUTHORIZATION
+    seen = errors_of(1000, bytes(message), 20, asked)
+    assert seen["org.vnetd1.Error.NotAuthorized"] <= PENDING_QUESTIONS
+    assert seen["org.vnetd1.Error.LimitsExceeded"] >= 20 - PENDING_QUESTIONS
+
+
+def test_a_policy_that_is_longer_is_not_read() -> None:
+    message = call("org.vnetd1.Manager", "SetPolicy", "ss", ["#" * (2 << 20), "x"])
+    assert errors_of(0, message, 1) == {"org.vnetd1.Error.LimitsExceeded": 1}
+
+
 def test_a_fault_of_its_own_is_told_without_its_words() -> None:
     class Faulty(Operations):
         def resume(self) -> None:
@@ -216,7 +240,7 @@ def test_a_fault_of_its_own_is_told_without_its_words() -> None:
             service.publish(status({}))
             await asyncio.sleep(0)
             message = from_the_bus(call("org.vnetd1.Manager", "Resume"), ":1.5")
-            for frame in frames.Frames(sysbus.LONGEST_CALL).feed(message):
+            for frame in sysbus.call_frames().feed(message):
                 service._on_call(frame)
             await answered(service)
             announcing.cancel()

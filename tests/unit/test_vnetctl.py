@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vnetd.cli import render
+from vnetd.cli import edit, render
 from vnetd.cli.main import parser
+from vnetd.errors import BackendError
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,24 @@ def test_wrong_arguments_are_wrong_usage(
         parser().parse_args(line)
     assert ended.value.code == 2
     assert "error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        (b"a = 1\n# \xff\n", "draft:2: is not UTF-8 text"),
+        (b"\n\n\0", "draft:3: holds a NUL"),
+        (b"#" * (1 << 20) + b"#", "draft is larger than 1 MiB"),
+    ],
+)
+def test_what_the_bus_cannot_carry_is_not_sent(data: bytes, wrong: str) -> None:
+    with pytest.raises(BackendError, match=wrong):
+        edit.checked(data, "draft")
+
+
+def test_others_changes_are_shown_as_a_diff() -> None:
+    shown = edit.changes("a = 1\nb = 2\n", "a = 1\nb = 3\n").splitlines()
+    assert shown[-3:] == [" a = 1", "-b = 2", "+b = 3"]
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:

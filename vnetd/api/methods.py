@@ -52,6 +52,12 @@ class Operations(Protocol):
     def reload(self) -> None:
         """Raises PolicyError."""
 
+    def policy_text(self) -> tuple[str, str]:
+        """Of the main file, and its etag. Raises PolicyError."""
+
+    async def set_policy(self, text: str, etag: str, uid: int) -> str:
+        """In force when it returns the new etag. Raises PolicyError, Conflict or VnetdError."""
+
     def pause(self, seconds: float) -> None: ...
 
     def resume(self) -> None: ...
@@ -80,6 +86,8 @@ class Methods:
         self.handlers: dict[tuple[str, str], Handler] = {
             (names.MANAGER, "Reconcile"): self._reconcile,
             (names.MANAGER, "Reload"): self._reload,
+            (names.MANAGER, "GetPolicy"): self._get_policy,
+            (names.MANAGER, "SetPolicy"): self._set_policy,
             (names.MANAGER, "Plan"): self._plan,
             (names.MANAGER, "Why"): self._why,
             (names.MANAGER, "GetNetwork"): self._get_network,
@@ -112,6 +120,15 @@ class Methods:
         call.account.charge(_JOB_COST)
         self._operations.reload()
         return []
+
+    async def _get_policy(self, call: Call) -> Body:
+        call.account.charge(_PAGE_COST)
+        return [*self._operations.policy_text()]
+
+    async def _set_policy(self, call: Call) -> Body:
+        call.account.charge(_JOB_COST)
+        text, etag = call.arguments
+        return [await self._operations.set_policy(text, etag, call.uid)]
 
     async def _plan(self, call: Call) -> Body:
         async with self._look(call):

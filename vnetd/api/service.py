@@ -30,7 +30,7 @@ from vnetd.bus.frames import Frame, Head
 from vnetd.core.model import Cause
 from vnetd.core.record import Outcome, Record
 from vnetd.core.status import Status
-from vnetd.errors import NoSuchNetwork, PolicyError, Problem, VnetdError
+from vnetd.errors import Conflict, NoSuchNetwork, PolicyError, Problem, VnetdError
 from vnetd.reconcile import Progress
 
 log = logging.getLogger(__name__)
@@ -204,8 +204,9 @@ class Service:
         if head.signature != takes:
             wrong = f"{member} takes ({takes}), not ({clip(head.signature)})"
             raise CallError(f"{DBUS_ERROR}.InvalidArgs", wrong)
-        if head.body > sysbus.LONGEST_CALL:
-            wrong = f"the arguments have more than {sysbus.LONGEST_CALL} bytes"
+        longest = sysbus.LONGEST_CALLS.get(member, sysbus.LONGEST_CALL)
+        if head.body > longest:
+            wrong = f"the arguments have more than {longest} bytes"
             raise CallError(f"{ERROR}.LimitsExceeded", wrong)
         return found[0]
 
@@ -233,6 +234,8 @@ class Service:
             self._refuse(head, f"{ERROR}.PolicyError", str(error))
         except NoSuchNetwork as error:
             self._refuse(head, f"{ERROR}.NoSuchNetwork", str(error))
+        except Conflict as error:
+            self._refuse(head, f"{ERROR}.Conflict", str(error))
         except VnetdError as error:
             self._refuse(head, f"{ERROR}.Failed", str(error))
         except asyncio.CancelledError:
@@ -251,7 +254,8 @@ class Service:
         assert uid is not None, "callers are introduced first"
         arguments = []
         if head.signature:
-            account.charge(len(message) / _ARGUMENT_BYTES)
+            few, rest = min(len(message), sysbus.LONGEST_CALL), len(message)
+            account.charge(few / _ARGUMENT_BYTES + rest / ANSWER_BYTES)
             arguments = sysbus.unmarshal(message).body
         call = Call(head, arguments, uid, account)
         await self._authority.require(call, contract.interfaces()[interface].actions[head.member])

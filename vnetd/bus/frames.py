@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 METHOD_CALL, METHOD_RETURN, ERROR, SIGNAL = 1, 2, 3, 4
 NO_REPLY_EXPECTED, ALLOW_INTERACTIVE_AUTHORIZATION = 0x1, 0x4
@@ -87,15 +88,18 @@ class Frame:
 class Frames:
     """Cuts what comes in into messages."""
 
-    def __init__(self, longest_body: int) -> None:
+    def __init__(self, longest_body: int, longer: Mapping[str, int] = MappingProxyType({})) -> None:
+        """longer: bodies of calls of these methods."""
         self._longest_body = longest_body
+        self._longer = longer
         self._buffer = bytearray()
         self._skip = 0
+        self._missing = 0
 
     @property
-    def skipping(self) -> int:
-        """So many of the next bytes nobody wants."""
-        return self._skip
+    def rest(self) -> int:
+        """So many of the next bytes belong to one long message: nobody wants them, or all of it."""
+        return self._skip or self._missing
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         if self._skip:
@@ -103,7 +107,7 @@ class Frames:
             self._skip -= skipped
             data = data[skipped:]
         self._buffer += data
-        at = 0
+        self._missing = at = 0
         while len(self._buffer) - at >= _FIXED:
             length, frame = self._next(at)
             if length == 0:
@@ -121,14 +125,28 @@ class Frames:
         head = _FIXED + fields + -fields % 8
         if head > _LONGEST_HEAD:
             return head + body, None
+        here = len(self._buffer) - at
         wanted = head + body if body <= self._longest_body else head
-        if len(self._buffer) - at < wanted:
+        if body > self._longest_body and here >= head:
+            method = _method(bytes(memoryview(self._buffer)[at : at + head]))
+            if body <= self._longer.get(method, 0):
+                wanted = head + body
+                self._missing = max(0, wanted - here)
+        if here < wanted:
             return 0, None
         message = bytes(memoryview(self._buffer)[at : at + wanted])
         found = _SENDER_FIELD.search(message, _FIXED, head)
         sender = found[1].decode() if found else ""
         whole = wanted == head + body
         return head + body, Frame(type_, flags, serial, body, sender, message, whole)
+
+
+def _method(head: bytes) -> str:
+    """That is called; "" for what is no call, or cannot be read."""
+    try:
+        return _head(head).member if head[1] == METHOD_CALL else ""
+    except (ValueError, IndexError, struct.error):
+        return ""
 
 
 def _order(message: bytes) -> str:

@@ -32,10 +32,12 @@ _MOST_QUEUED_BYTES = 64 << 20
 _ANSWER_SECONDS = 5.0
 # Of a connection that serves: no argument of org.vnetd1 comes near it, no reply of the bus either.
 LONGEST_CALL = 8192
+LONGEST_POLICY = 1 << 20
+LONGEST_CALLS = {"SetPolicy": LONGEST_POLICY + LONGEST_CALL}
 _LONGEST_MESSAGE = 128 << 20  # D-Bus Specification, "Message Format"
 
 OnCall = Callable[[Frame], None]
-"""Of a method call; not whole where it is longer than LONGEST_CALL."""
+"""Of a method call; not whole where it is longer than it may be."""
 
 
 class BusError(VnetdError):
@@ -56,7 +58,7 @@ class Bus(MessageBus):
     def __init__(self, on_call: OnCall | None = None) -> None:
         super().__init__(bus_type=BusType.SYSTEM)
         self._on_call = on_call
-        self._frames = frames.Frames(LONGEST_CALL if on_call else _LONGEST_MESSAGE)
+        self._frames = call_frames() if on_call else frames.Frames(_LONGEST_MESSAGE)
         self._out = _Writer(self)
         self._writer: Any = self._out
         self._asked: dict[int, asyncio.Future[int | None]] = {}
@@ -82,8 +84,8 @@ class Bus(MessageBus):
 
     def _message_reader(self) -> None:
         try:
-            skipping = min(self._frames.skipping, _SKIP_BYTES)
-            data = self._sock.recv(max(skipping, _READ_BYTES))
+            rest = min(self._frames.rest, _SKIP_BYTES)
+            data = self._sock.recv(max(rest, _READ_BYTES))
             if not data:
                 raise EOFError("the bus has closed the connection")
             for frame in self._frames.feed(data):
@@ -204,6 +206,11 @@ async def connect(on_call: OnCall | None = None) -> Bus:
             bus._sock.close()
         raise BusError(f"the system bus cannot be reached: {error}") from error
     return bus
+
+
+def call_frames() -> frames.Frames:
+    """Of a connection that serves."""
+    return frames.Frames(LONGEST_CALL, LONGEST_CALLS)
 
 
 def unmarshal(message: bytes) -> Message:

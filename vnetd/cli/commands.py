@@ -35,7 +35,7 @@ REFUSED_ERRORS = (
     NEEDS_PASSWORD,
 )
 # A look at a host with hundreds of networks, behind a pass that starts them all.
-_LONG_SECONDS = 600.0
+LONG_SECONDS = 600.0
 _PAGE = 100
 
 
@@ -70,7 +70,7 @@ def _by_name(objects: Mapping[str, Any], interface: str) -> list[dict[str, Any]]
 
 async def plan(arguments: argparse.Namespace) -> int:
     async with _connected() as vnetd:
-        (actions,) = await vnetd.manager("Plan", seconds=_LONG_SECONDS)
+        (actions,) = await vnetd.manager("Plan", seconds=LONG_SECONDS)
         found = plain(actions)
         manager = await vnetd.properties(names.ROOT, names.MANAGER)
     if arguments.json:
@@ -123,22 +123,22 @@ async def _finish(vnetd: Daemon, member: str) -> tuple[str, str]:
 
 
 async def reload(arguments: argparse.Namespace) -> int:
-    await _call("Reload")
+    await call("Reload")
     return _done(arguments)
 
 
 async def pause(arguments: argparse.Namespace) -> int:
-    await _call("Pause", "t", [arguments.seconds])
+    await call("Pause", "t", [arguments.seconds])
     return _done(arguments)
 
 
 async def resume(arguments: argparse.Namespace) -> int:
-    await _call("Resume")
+    await call("Resume")
     return _done(arguments)
 
 
 async def metrics(arguments: argparse.Namespace) -> int:
-    (text,) = await _call("Metrics")
+    (text,) = await call("Metrics")
     if arguments.json:
         render.print_json({"Metrics": text})
     else:
@@ -166,7 +166,7 @@ async def history(arguments: argparse.Namespace) -> int:
 
 
 async def import_(arguments: argparse.Namespace) -> int:
-    (policy,) = await _call("HostPolicy", seconds=_LONG_SECONDS)
+    (policy,) = await call("HostPolicy", seconds=LONG_SECONDS)
     if arguments.json:
         render.print_json({"policy": policy})
     else:
@@ -175,7 +175,7 @@ async def import_(arguments: argparse.Namespace) -> int:
 
 
 async def leases(arguments: argparse.Namespace) -> int:
-    (found,) = await _call("Leases", "s", [arguments.network])
+    (found,) = await call("Leases", "s", [arguments.network])
     if arguments.json:
         render.print_json(plain(found))
     else:
@@ -185,7 +185,7 @@ async def leases(arguments: argparse.Namespace) -> int:
 
 async def why(arguments: argparse.Namespace) -> int:
     body = [arguments.subject, arguments.destination]
-    (text,) = await _call("Why", "ss", body, seconds=_LONG_SECONDS)
+    (text,) = await call("Why", "ss", body, seconds=LONG_SECONDS)
     answer = json.loads(text)
     if arguments.probe:
         answer["probe"] = await _probe(answer)
@@ -238,7 +238,7 @@ async def _connected() -> AsyncIterator[Daemon]:
         bus.disconnect()  # type: ignore[no-untyped-call]
 
 
-async def _call(
+async def call(
     member: str, signature: str = "", body: Sequence[object] = (), *, seconds: float = 25.0
 ) -> list[Any]:
     async with _connected() as vnetd:

@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _unmanaged(arguments.links, as_json=arguments.json)
 
     from vnetd.bus import sysbus  # the libraries take a tenth of a second: check does without
-    from vnetd.cli import commands
+    from vnetd.cli import commands, edit
 
     command = {
         "status": commands.status,
@@ -71,9 +71,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "watch": commands.watch,
         "pause": commands.pause,
         "resume": commands.resume,
-    }[arguments.command]
+    }.get(arguments.command)
     try:
-        return asyncio.run(command(arguments))
+        return asyncio.run(command(arguments)) if command else edit.edit(arguments)
     except BackendError as error:
         print(f"vnetctl: {error}", file=sys.stderr)
         return FAILED
@@ -120,6 +120,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         help="policy files, each a drop-in of the first; the installed policy if none is named",
+    )
+    add("edit", "change the policy in an editor; checked before it takes effect").add_argument(
+        "--file",
+        metavar="FILE",
+        type=Path,
+        help='take the text from there ("-": standard input) in place of an editor',
     )
     unmanaged = add(
         "unmanaged",
