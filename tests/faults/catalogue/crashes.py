@@ -6,6 +6,8 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from tests.faults.fault import Fault, Outcome
@@ -17,6 +19,18 @@ _DAMAGE = """
 nft flush ruleset
 virsh -q net-destroy lab; virsh -q net-undefine routed
 ip link set vbquiet down; echo 0 >/proc/sys/net/ipv4/ip_forward
+"""
+_OTHERS_HEALED = "grep 1 /proc/sys/net/ipv4/ip_forward && ip link show up | grep vbquiet:"
+# For vnetd alone: libvirt, which is root, would hang with it in the next step.
+_IPTABLES_HANGS = r"""
+cp /usr/sbin/xtables-nft-multi /run/box/xtables
+cat >/run/box/hang <<'END'
+#!/bin/bash
+[ $UID != 0 ] || exec -a "$0" /run/box/xtables "$@"
+exec sleep 600
+END
+chmod +x /run/box/hang
+mount --bind /run/box/hang /usr/sbin/xtables-nft-multi
 """
 _KILLS, _SEED = 10, 95
 
@@ -35,10 +49,13 @@ def failing(apply):
         global done
         done += 1
         if done == number:
-            print("here:", str(action), flush=True)
+            print("here:", self.source, str(action), flush=True)
             if what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise BackendError("tested")
+            if what == "error":
+                raise BackendError("tested")
+            while not os.path.exists("/run/box/hangs"):
+                await asyncio.sleep(0.01)
         await apply(self, action)
     return step
 
@@ -53,15 +70,55 @@ def _is_over(box: Machine, process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None or box.state() not in ("", "healing")
 
 
+@contextmanager
+def _libvirt_hangs(host: Host) -> Iterator[str]:
+    host.box.signal("libvirtd", signal.SIGSTOP)
+    yield "libvirt has given no answer"
+    host.box.signal("libvirtd", signal.SIGCONT)
+
+
+@contextmanager
+def _iptables_hangs(host: Host) -> Iterator[str]:
+    host.run(_IPTABLES_HANGS)
+    yield "no end after"
+    host.run("umount --lazy /usr/sbin/xtables-nft-multi")  # some may run it just now
+
+
+# The other steps are the kernel's, which does them before it returns.
+_HANGS = {"libvirt": _libvirt_hangs, "firewall": _iptables_hangs}
+
+
+def _hang_there(host: Host, said: int) -> None:
+    """What the step calls does not come back; it is told, and all that needs none of it healed."""
+    box = host.hypervisor
+
+    def here() -> str:
+        return box.log("vnetd")[said:].partition("here: ")[2].partition(" ")[0]
+
+    box.wait_until(lambda: bool(here()) or box.state() not in ("", "healing"), what="the step")
+    if here() not in _HANGS:
+        box.sh("touch /run/box/hangs")
+        return
+    with _HANGS[here()](host) as told:
+        box.sh("touch /run/box/hangs")
+        host.wait_until_said(told)
+        box.wait_until(
+            lambda: box.succeeds("sh", "-c", _OTHERS_HEALED), what="the others are healed"
+        )
+
+
 def at_each_step(what: str, host: Host) -> None:
     box, good = host.hypervisor, host.facts()
     for number in range(1, 100):
         box.kill("vnetd", signal.SIGKILL)
-        box.sh("rm -f /run/vnetd/vnetd.lock")  # else it would wait with the next start
+        # with the lock it would wait with the next start
+        box.sh("rm -f /run/vnetd/vnetd.lock /run/box/hangs")
         host.run(_DAMAGE)
         said = len(box.log("vnetd"))
         step = box.python("-c", _UNTIL, str(number), what)
         process = box.serve(*step, "--log-level", "debug")
+        if what == "hang":
+            _hang_there(host, said)
         box.wait_until(partial(_is_over, box, process), what="the end of it, or of the repair")
         if process.poll() is not None:
             box.spawn_vnetd("--log-level", "debug")
@@ -84,6 +141,10 @@ def killed_at_each_step(host: Host) -> None:
 
 def failing_at_each_step(host: Host) -> None:
     at_each_step("error", host)
+
+
+def hanging_at_each_step(host: Host) -> None:
+    at_each_step("hang", host)
 
 
 def killed_at_random(host: Host) -> None:
@@ -128,6 +189,15 @@ FAULTS = (
         "error-at-each-step",
         "each step of a repair fails once, one by one",
         failing_at_each_step,
+        restarts=("vnetd",),
+        long=True,
+        seconds=900,
+    ),
+    Fault(
+        "hang-at-each-step",
+        "each step of a repair that can hang does, one by one: libvirtd is stopped, or iptables "
+        "never ends",
+        hanging_at_each_step,
         restarts=("vnetd",),
         long=True,
         seconds=900,
