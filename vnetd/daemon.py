@@ -88,10 +88,11 @@ class _Daemon:
         self._libvirtd = Libvirtd(options.connect)
         self._kernel = NfTables()
         tools = Iptables(self._kernel)
+        firewall = Firewall(self._kernel, tools, self._ask_for_rules)
         self._backends = (
             self._libvirtd,
-            Firewall(self._kernel, tools, self._ask_for_rules),  # which tells Links what to look at
-            Links(),
+            firewall,  # which tells Links what to look at
+            Links(firewall.is_known),
             Routes(),
             HostBridges(options.runtime),
             Filters(self._kernel, tools, Zoned(options.state)),

@@ -213,6 +213,8 @@ class Reconciler:
             failed.update(await self._apply(actions, done, progress))
             done += len(actions)
             touched = self._touched(actions)
+            if self._outdated:
+                touched.add(Source.FIREWALL)
             await self._observe(touched)
             if Source.LIBVIRT in touched:
                 self._read_at = self._clock.monotonic()

@@ -15,7 +15,7 @@ import asyncio, dataclasses, json
 from vnetd.backends.kernel.links import Links
 from vnetd.core.model import Observed
 
-links = asyncio.run(Links().observe(Observed())).links
+links = asyncio.run(Links(lambda: True).observe(Observed())).links
 shown = lambda x: [str(item) for item in x] if isinstance(x, frozenset) else str(x)
 print(json.dumps({name: dataclasses.asdict(link) for name, link in links.items()}, default=shown))
 """

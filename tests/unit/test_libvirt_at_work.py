@@ -68,6 +68,27 @@ async def test_what_somebody_has_changed_since_the_look_is_looked_at_again(w: Wo
     assert len(w.host.applied) == 1
 
 
+@world
+async def test_rules_that_were_written_since_the_look_are_looked_at_with_what_hangs_on_them(
+    w: World,
+) -> None:
+    links = next(b for b in w.host.backends if b.source is Source.LINKS)
+    apply = links.apply
+    flushes = [w.host.flush]
+
+    async def apply_in_vain(action: Action) -> None:
+        if flushes:
+            flushes.pop()()
+            raise Outdated("")
+        await apply(action)
+
+    links.apply = apply_in_vain  # type: ignore[method-assign]
+    w.host.links["vba"] = replace(w.host.links["vba"], up=False)
+    await w.look(Source.LINKS)
+    assert [type(action) for action in w.host.applied].count(RestoreRules) == 1
+    assert w.host.links["vba"].up
+
+
 async def with_guest(w: World) -> None:
     """A tap on network a, whose bridge libvirt would know again."""
     policy = replace(nat("a", 0), mac="52:54:00:00:00:aa", stp=False, mode=Mode.OPEN)

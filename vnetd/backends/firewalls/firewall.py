@@ -125,6 +125,11 @@ class Firewall:
             ruleset = replace(ruleset, elsewhere=self._left)
         return replace(observed, firewall=ruleset)
 
+    def is_known(self) -> bool:
+        """Nobody has written rules since the last look."""
+        self._kernel.drain()
+        return not self._changed
+
     def _is_same_libvirt(self) -> bool:
         """Else one has started that may write elsewhere, and what stands there be its new rules."""
         return process.libvirt() == self._daemon

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
@@ -25,6 +25,7 @@ from vnetd.core.keep.checksums import AddChecksumFilter
 from vnetd.core.keep.networks import RemoveStrayBridge
 from vnetd.core.keep.taps import PlugTap, SetTap, TapSettings
 from vnetd.core.model import Address, IfName, Link, Observed, Source
+from vnetd.errors import Outdated
 
 _IPV4, _IPV6 = Path("/proc/sys/net/ipv4/conf"), Path("/proc/sys/net/ipv6/conf")
 # linux/if.h and linux/neighbour.h
@@ -46,7 +47,9 @@ class Links:
         SetTap,
     )
 
-    def __init__(self) -> None:
+    def __init__(self, rules_are_known: Callable[[], bool]) -> None:
+        """rules_are_known: nobody has written any since they were looked at."""
+        self._rules_are_known = rules_are_known
         self._events = LinkEvents()
         self._rtnetlink = IPRouteThread("rtnetlink")
         self._asking = netlink.open_route()
@@ -70,6 +73,8 @@ class Links:
             case AddAddress(bridge=bridge, address=address):
                 await self._rtnetlink.call(lambda: self._add_address(bridge, address), bridge)
             case AddChecksumFilter(bridge=bridge):
+                if not self._rules_are_known():  # libvirt may put it in itself: there were two
+                    raise Outdated("somebody has written rules since they were read")
                 await self._rtnetlink.call(lambda: self._add_checksum_filter(bridge), bridge)
             case RemakeBridge(settings=SetBridge(bridge=bridge)):
                 await self._rtnetlink.call(lambda: self._make_bridge(action), bridge)
