@@ -33,7 +33,9 @@ def load(box: Hypervisor, tool: str, flavour: str, *, on_top: bool = False) -> N
     """
     for command, version in (("iptables", "v4"), ("ip6tables", "v6")):
         text = (FOREIGN / f"{TOOLS[tool]}.{version}").read_text()
-        lines = text.splitlines()
+        # Docker sets no policy but FORWARD's.
+        others = (":INPUT ", ":OUTPUT ") if tool == "docker" else ()
+        lines = [line for line in text.splitlines() if not line.startswith(others)]
         if on_top and tool == "docker" and lines:
             jumps = [line for line in lines if line.startswith("-A FORWARD")]
             lines = [line for line in lines if line not in jumps]
