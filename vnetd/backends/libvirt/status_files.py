@@ -78,7 +78,8 @@ async def _ask() -> Files:
                 writer.close()
         files = unpack(data)
     except (OSError, TimeoutError, tarfile.TarError) as error:
-        said = f"libvirt's status files cannot be read: {SOCKET}: {error}"
+        why = f"no end after {_SECONDS:.0f} s" if isinstance(error, TimeoutError) else str(error)
+        said = f"libvirt's status files cannot be read: {SOCKET}: {why}"
         if said != _said:
             log.warning("%s", said)
         _said = said
