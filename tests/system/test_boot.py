@@ -154,7 +154,7 @@ CONDITIONS = [
     Condition(
         "port 53 is taken",
         units=(("taken", unit(_EARLY, f'/usr/bin/python3 -c "{_PORT_53}"', kind="exec")),),
-        says=("port 53 of all addresses",),
+        says=("port 53 of all addresses: taken.service",),
         end=lambda box: box.run("systemctl", "stop", "taken"),
     ),
     Condition(

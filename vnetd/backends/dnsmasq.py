@@ -104,7 +104,7 @@ def _intruders(network: Definition, pid: int) -> Iterator[Intruder]:
         if sum(str(item) == str(other) for other in sockets) > 1 or not network.dns
     ]
     for item, who in listeners.holders(several).items():
-        if not who.endswith(f"[{pid}]"):
+        if not who.endswith(f"[{pid}]") and who not in listeners.LIBVIRTS:
             yield Intruder(network.name, str(item), who)
 
 

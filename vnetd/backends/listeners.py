@@ -1,4 +1,4 @@
-"""Who listens on the ports of DHCP and DNS, as /proc/net tells."""
+"""Who listens on the ports of DHCP and DNS, as /proc/net and the kernel's sock_diag tell."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from pathlib import Path
 
-from vnetd.backends import process
+from vnetd.backends import process, sock_diag
 from vnetd.core.model import HostAddress
 
 _PORTS = (53, 67)
 _TABLES = (("udp", "udp"), ("udp6", "udp"), ("tcp", "tcp"), ("tcp6", "tcp"))
 # include/net/tcp_states.h: TCP_LISTEN; a UDP socket without a peer is in TCP_CLOSE
 _LISTENING = {"tcp": 0x0A, "udp": 0x07}
+LIBVIRTS = ("libvirtd.service", "virtnetworkd.service")
+"""The units that libvirt's dnsmasqs are in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ def parse(lines: Iterable[str], protocol: str) -> Iterator[Socket]:
 
 
 def holders(sockets: Iterable[Socket]) -> dict[Socket, str]:
-    """ "NAME[PID]" of the process behind each; "" of those of other users, unless vnetd is root."""
+    """ "NAME[PID]" of the process behind each. Unless vnetd is root, of those of other users the
+    unit of systemd, or "".
+    """
     wanted = {f"socket:[{item.inode}]": item for item in sockets}
     found = dict.fromkeys(wanted.values(), "")
     for directory in Path("/proc").glob("[0-9]*/fd") if wanted else ():
@@ -69,7 +73,18 @@ def holders(sockets: Iterable[Socket]) -> dict[Socket, str]:
         for target in targets:
             if target in wanted:
                 found[wanted[target]] = f"{process.name_of(pid)}[{pid}]"
-    return found
+    return found | _units([item for item, who in found.items() if not who])
+
+
+def _units(sockets: Iterable[Socket]) -> dict[Socket, str]:
+    by_inode: dict[str, dict[int, Socket]] = {}
+    for item in sockets:
+        by_inode.setdefault(item.protocol, {})[item.inode] = item
+    return {
+        of_protocol[inode]: unit
+        for protocol, of_protocol in by_inode.items()
+        for inode, unit in sock_diag.units(protocol, of_protocol).items()
+    }
 
 
 def told(why: str) -> dict[Socket, str]:
@@ -86,7 +101,11 @@ def told(why: str) -> dict[Socket, str]:
     ]
     found = holders(blocking).items()
     # libvirt's dnsmasqs share the port of DHCP, each bound to its bridge.
-    return {item: who for item, who in found if port == 53 or not who.startswith("dnsmasq[")}
+    return {item: who for item, who in found if port == 53 or not _is_libvirts(who)}
+
+
+def _is_libvirts(who: str) -> bool:
+    return who.startswith("dnsmasq[") or who in LIBVIRTS
 
 
 def _address(text: str) -> HostAddress:

@@ -16,7 +16,7 @@ from itertools import count
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 270, 1, 33, 32
 _DROP_MEMBERSHIP = 2
-_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
+_NETLINK_ROUTE, _NETLINK_SOCK_DIAG, _NETLINK_NETFILTER = 0, 4, 12
 _RECEIVE_BUFFER = 8 * 1024 * 1024
 # A transaction is one message, however many rules it holds.
 _SEND_BUFFER = 32 * 1024 * 1024
@@ -87,6 +87,11 @@ def open_nftables_events() -> socket.socket:
 def open_route() -> socket.socket:
     """To ask about links, routes and neighbours, and to change them."""
     return _open(_NETLINK_ROUTE, ())
+
+
+def open_sock_diag() -> socket.socket:
+    """To ask about sockets of all processes."""
+    return _open(_NETLINK_SOCK_DIAG, ())
 
 
 def open_nftables() -> socket.socket:
