@@ -212,6 +212,8 @@ class Reconciler:
             self._outdated = False
             failed.update(await self._apply(actions, done, progress))
             done += len(actions)
+            if self._hung:
+                self._publish(found, healing=True)  # the look that follows may hang as well
             touched = self._touched(actions)
             if self._outdated:
                 touched.add(Source.FIREWALL)
@@ -402,6 +404,8 @@ class Reconciler:
     def _publish(self, found: Diff, *, healing: bool) -> Status:
         troubles = [text for texts in self._troubles.values() for text in texts]
         troubles += [f"{source}: {failure.why}" for source, failure in self._unread.items()]
+        if healing:  # at the end they are failures
+            troubles += [f"{source}: {error}" for source, error in self._hung.items()]
         if self._paused:
             troubles.insert(0, f"paused until {self._end_of_pause}, or: vnetctl resume")
         now = Circumstances(

@@ -100,6 +100,8 @@ async def test_what_hangs_is_not_tried_again_for_the_next(w: World) -> None:
     w.host.fail[StartNetwork] = Hangs("no end")
     await w.look()
     assert len(w.host.refused) == 1
+    said = [x.state for x in w.published.statuses if "libvirt: no end" in x.reasons]
+    assert said == [State.DEGRADED]  # before the next look; behind it the networks have it
     failed = {(record.object, record.actions) for record in w.published.records}
     assert failed == {("network/a", ("no end",)), ("network/b", ("no end",))}
     w.host.fail.clear()
