@@ -254,8 +254,8 @@ class Service:
         assert uid is not None, "callers are introduced first"
         arguments = []
         if head.signature:
-            few, rest = min(len(message), sysbus.LONGEST_CALL), len(message)
-            account.charge(few / _ARGUMENT_BYTES + rest / ANSWER_BYTES)
+            usual = min(len(message), sysbus.LONGEST_CALL)
+            account.charge(usual / _ARGUMENT_BYTES + len(message) / ANSWER_BYTES)
             arguments = sysbus.unmarshal(message).body
         call = Call(head, arguments, uid, account)
         await self._authority.require(call, contract.interfaces()[interface].actions[head.member])

@@ -141,7 +141,7 @@ def _check(path: Path, status: os.stat_result) -> None:
         raise _refused(path, "is not a regular file", "put a file there")
     if status.st_mode & stat.S_IWOTH:
         raise _refused(path, "can be written by anybody", f"run: chmod o-w {path}")
-    if status.st_uid not in (0, os.geteuid(), _service()):
+    if status.st_uid not in (0, os.geteuid()) and status.st_uid != _service():
         raise _refused(path, "belongs to another user", f"run: chown root {path}")
 
 

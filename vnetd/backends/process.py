@@ -28,7 +28,7 @@ async def run(argv: Sequence[str], stdin: str = "", env: Mapping[str, str] | Non
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **(env or {})},
+            env=None if env is None else {**os.environ, **env},
         )
     except OSError as error:
         raise BackendError(f"{argv[0]}: {error.strerror}") from error

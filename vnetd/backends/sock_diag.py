@@ -63,8 +63,9 @@ def _names(groups: Collection[int]) -> dict[int, str]:
             number = os.stat(directory).st_ino
         except FileNotFoundError:
             continue
+        if number not in groups:
+            continue
         parts = reversed(Path(directory).parts)
-        unit = next((part for part in parts if part.endswith(_UNITS)), None)
-        if number in groups and unit is not None:
+        if unit := next((part for part in parts if part.endswith(_UNITS)), ""):
             found[number] = unit
     return found

@@ -93,13 +93,9 @@ class Iptables:
 
     async def _restore_at(self, state: State, chains: Collection[ChainEdits]) -> bool:
         """Only if nobody has written since; False where that cannot be done."""
-        match state:
-            case None:
-                return False
-            case int():
-                return await self._nft.restore(chains, state)
-            case bytes():
-                return await _restore_legacy(state, chains)
+        if isinstance(state, bytes):
+            return await _restore_legacy(state, chains)
+        return await self._nft.restore(chains, state)
 
     async def look(self, world: World) -> tuple[Chains, State]:
         """At both families. Raises BackendError."""
