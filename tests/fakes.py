@@ -64,6 +64,7 @@ class FakeHost:
         self.answers.set()
         self.starts.set()
         self.world = World.IPTABLES_NFT
+        self.settled = True
         self.backends = [_Backend(self, source) for source in Source]
 
     def define(self, policy: NetworkPolicy) -> None:
@@ -210,7 +211,8 @@ class _Backend:
                 return replace(observed, links=links)
             case Source.FIREWALL:
                 chains = {chain: tuple(rules) for chain, rules in self._host.chains.items()}
-                return replace(observed, firewall=Ruleset(self._host.world, chains))
+                ruleset = Ruleset(self._host.world, chains, settled=self._host.settled)
+                return replace(observed, firewall=ruleset)
             case Source.GUARD | Source.SYSCTLS | Source.DNSMASQ | Source.UPLINKS | Source.ROUTES:
                 return observed
             case Source.FILTERS:

@@ -230,8 +230,8 @@ class Reconciler:
 
     async def _observe(self, sources: Iterable[Source]) -> None:
         wanted = set(sources)
-        if Source.LIBVIRT in wanted and self._is_legacy:
-            wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
+        if Source.LIBVIRT in wanted and self._is_unsure_of_rules:
+            wanted.add(Source.FIREWALL)
         running = self._running
         self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
@@ -429,9 +429,12 @@ class Reconciler:
         return self.observe_only or self.policy.enforcement is Enforcement.OBSERVE
 
     @property
-    def _is_legacy(self) -> bool:
+    def _is_unsure_of_rules(self) -> bool:
+        """A network may have started with rules that nobody told of, or that are nobody's yet."""
         ruleset = self._observed.firewall
-        return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
+        return ruleset is not None and (
+            ruleset.world is World.IPTABLES_LEGACY or not ruleset.settled
+        )
 
     @property
     def _is_writing(self) -> bool:

@@ -232,6 +232,18 @@ async def test_with_libvirt_vnetd_looks_at_rules_of_whose_changes_nobody_tells(w
 
 
 @world
+async def test_with_libvirt_vnetd_looks_at_rules_that_it_may_have_written_since(w: World) -> None:
+    (firewall,) = [b for b in w.host.backends if b.source is Source.FIREWALL]
+    w.host.settled = False
+    await w.look(Source.FIREWALL)
+    before = firewall.looks
+    w.host.settled = True
+    await w.look(Source.LIBVIRT)
+    await w.look(Source.LIBVIRT)
+    assert firewall.looks == before + 1
+
+
+@world
 async def test_rules_are_not_judged_by_what_stood_before_a_network_started(w: World) -> None:
     w.host.stop("a")
     w.reconciler.pause(60)

@@ -111,18 +111,15 @@ class Firewall:
             left = self._left if self._is_same_libvirt() else ()
             ruleset = Ruleset(world, chains, (*left, *await self._iptables.others(world)))
         if world is World.NFTABLES:
-            settled = not self._unsettled()
-            if not settled and self._look_again is None:
-                loop = asyncio.get_running_loop()
-                self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
-            recorded, ruleset = await nftables.read(settled=settled)
+            recorded, ruleset = await nftables.read()
             if recorded == "iptables" and self._is_same_libvirt():
                 self._told_by = None  # its leftovers were taken for rules in force
                 return await self.observe(observed)
             others = await self._iptables.others(world)
             if self._is_same_libvirt():
                 self._left = others
-            ruleset = replace(ruleset, elsewhere=self._left)
+            settled = self._is_settled(libvirt)
+            ruleset = replace(ruleset, elsewhere=self._left, settled=settled)
         return replace(observed, firewall=ruleset)
 
     def is_known(self) -> bool:
@@ -210,8 +207,17 @@ class Firewall:
                 raise TimeoutError
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _unsettled(self) -> bool:
-        return time.monotonic() - self._libvirt_wrote_at <= _QUIET_SECONDS
+    def _is_settled(self, libvirt: Libvirt | None) -> bool:
+        """What was read is whole, and libvirt's answer tells whose it is. Else there is a look to
+        come: when it has been quiet for a while, or when it has been asked again.
+        """
+        self._kernel.drain()
+        if time.monotonic() - self._libvirt_wrote_at <= _QUIET_SECONDS:
+            if self._look_again is None:
+                loop = asyncio.get_running_loop()
+                self._look_again = loop.call_later(_QUIET_SECONDS, self._on_settled)
+            return False
+        return libvirt is None or self._libvirt_wrote_at < libvirt.asked_at
 
     async def watch(self, poke: Poke) -> None:
         self._poke = poke
@@ -306,7 +312,7 @@ async def _detect(libvirt: Libvirt | None) -> tuple[World, tuple[Ruleset, ...]]:
     version = tuple(int(part) for part in libvirt.version.split(".")[:2]) if libvirt else (0,)
     if version < _NFTABLES_SINCE:
         return await iptables.variant(), ()
-    backend, there = await nftables.read(settled=True)
+    backend, there = await nftables.read()
     if backend is None and nftables.has_rules(there.chains):
         backend = "nftables"
     if (backend or nftables.configured()) == "nftables":

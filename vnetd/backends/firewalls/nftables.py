@@ -17,7 +17,7 @@ from vnetd.errors import BackendError
 _CONFIGURATION = Path("/etc/libvirt/network.conf")
 
 
-async def read(*, settled: bool) -> tuple[str | None, Ruleset]:
+async def read() -> tuple[str | None, Ruleset]:
     """Also libvirt's backend as it wrote it down last."""
     lists = await asyncio.gather(*(_list(family) for family in Family))
     rules: dict[Chain, tuple[str, ...]] = {}
@@ -27,9 +27,7 @@ async def read(*, settled: bool) -> tuple[str | None, Ruleset]:
         rules |= of_family[0]
         handles |= of_family[1]
     backend, remembered = await _recorded()
-    return backend, Ruleset(
-        World.NFTABLES, rules, handles=handles, remembered=remembered, settled=settled
-    )
+    return backend, Ruleset(World.NFTABLES, rules, handles=handles, remembered=remembered)
 
 
 def has_rules(chains: Chains) -> bool:

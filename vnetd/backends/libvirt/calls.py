@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -20,11 +21,13 @@ _LINK_EXISTS = "Failed to create symlink"
 
 
 def read(connection: Any, asked: Asked) -> Libvirt:
+    asked_at = time.monotonic()
     networks = _networks(connection)
     return Libvirt(
         version=version(connection),
         session=0,
         networks=networks,
+        asked_at=asked_at,
         leases=leases(connection, leased(networks, asked)),
     )
 

@@ -186,3 +186,5 @@ class Libvirt:
     """A start failed because libvirt's own chains are gone: libvirt makes them once per process."""
     chains_failed: bool = False
     """libvirt could not make its chains in the first place, and fails ever since."""
+    asked_at: float = field(default=0.0, compare=False)
+    """Monotonic. It answers when it is through with a network that it is starting."""

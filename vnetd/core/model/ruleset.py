@@ -43,7 +43,8 @@ class Ruleset:
 
     elsewhere: the same of worlds that libvirt has left; what it does not remove there stays.
     Of libvirt's nftables backend also each rule's handle, which of them libvirt will delete by
-    itself (remembered), and whether libvirt has not written for a while (settled).
+    itself (remembered), and whether libvirt has not written for a while, nor since it was asked for
+    its networks (settled).
     """
 
     world: World
