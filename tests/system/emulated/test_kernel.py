@@ -62,7 +62,7 @@ def taps(box: Vm) -> str:
         for tap in vnet0 vnet1; do
             ip -d link show $tap | grep -o "master vbmt\\|master br0\\|learning [a-z]* flood [a-z]*"
         done || true
-        bridge fdb show | grep " static" || true
+        bridge fdb show | grep " static" | sort || true
         tc qdisc show dev vnet0 | cut -d " " -f 1-3
         ip -d link show vbmt 2>/dev/null | grep -o "vlan_filtering [01]" || true
     """)
