@@ -237,29 +237,23 @@ async def _status_files(_: Host) -> str:
 
 async def _bus(_: Host) -> str:
     try:
-        bus = await sysbus.connect()
+        async with sysbus.connected() as bus:
+            (owned,) = await sysbus.call_bus(bus, "NameHasOwner", "s", [BUS_NAME])
+            if not owned:
+                await sysbus.call_bus(bus, "RequestName", "su", [BUS_NAME, 4])
     except sysbus.BusError as error:
         raise Missing(str(error)) from error
-    try:
-        (owned,) = await sysbus.call_bus(bus, "NameHasOwner", "s", [BUS_NAME])
-        if not owned:
-            await sysbus.call_bus(bus, "RequestName", "su", [BUS_NAME, 4])
     except sysbus.RemoteError as error:
         wrong = f"the name {BUS_NAME} is refused: is org.vnetd1.conf installed and loaded?"
         raise Missing(wrong) from error
-    finally:
-        bus.disconnect()  # type: ignore[no-untyped-call]
     return f"{BUS_NAME} is {'served' if owned else 'free'}"
 
 
 async def _has_name(name: str) -> bool:
     """Or would be started for a caller."""
-    bus = await sysbus.connect()
-    try:
+    async with sysbus.connected() as bus:
         (names,) = await sysbus.call_bus(bus, "ListNames")
         (startable,) = await sysbus.call_bus(bus, "ListActivatableNames")
-    finally:
-        bus.disconnect()  # type: ignore[no-untyped-call]
     return name in (*names, *startable)
 
 

@@ -118,7 +118,7 @@ def test_arguments_of_all_kinds_get_an_answer_that_helps() -> None:
     async def run() -> None:
         async with asyncio.TaskGroup() as service._tasks:
             announcing = service._tasks.create_task(service._tree.announce())
-            service._bus = bus  # type: ignore[assignment]
+            service._bus = service._asking = bus  # type: ignore[assignment]
             service.publish(status({"lab": NETWORK}, {"vblab": BRIDGE}, {"vnet0": PORT}))
             await asyncio.sleep(0)
             for number in range(CALLS):
@@ -159,7 +159,7 @@ def errors_of(uid: int, message: bytes, connections: int, asked: Any = None) -> 
     async def run() -> None:
         async with asyncio.TaskGroup() as service._tasks:
             announcing = service._tasks.create_task(service._tree.announce())
-            service._bus = bus  # type: ignore[assignment]
+            service._bus = service._asking = bus  # type: ignore[assignment]
             if asked is not None:
                 service._authority._ask = asked
             service.publish(status({}))
@@ -236,7 +236,7 @@ def test_a_fault_of_its_own_is_told_without_its_words() -> None:
     async def run() -> None:
         async with asyncio.TaskGroup() as service._tasks:
             announcing = service._tasks.create_task(service._tree.announce())
-            service._bus = bus  # type: ignore[assignment]
+            service._bus = service._asking = bus  # type: ignore[assignment]
             service.publish(status({}))
             await asyncio.sleep(0)
             message = from_the_bus(call("org.vnetd1.Manager", "Resume"), ":1.5")

@@ -58,6 +58,8 @@ class Service:
     def __init__(self, operations: Operations, trouble: Callable[[str, Sequence[str]], None]):
         self._trouble = trouble
         self._bus: sysbus.Bus | None = None
+        self._asking: sysbus.Bus | None = None
+        """vnetd's own calls go by another connection: no answer waits behind a flood of callers."""
         self._tasks: asyncio.TaskGroup | None = None
         self._limits = Limits(time.monotonic)
         self._authority = Authority(self._ask)
@@ -80,7 +82,7 @@ class Service:
                     why = str(error) or "the connection to the system bus is lost"
                     self._trouble("bus", [why])
                 finally:
-                    self._bus = None
+                    self._bus = self._asking = None
                 await asyncio.sleep(_RECONNECT_SECONDS)
 
     # -- Publisher
@@ -109,11 +111,11 @@ class Service:
     # -- connection
 
     async def _serve(self) -> None:
-        bus = await sysbus.connect(self._on_call)
-        bus.add_message_handler(self._on_signal)
-        self._limits.forget()
-        self._bus = bus
-        try:
+        async with sysbus.connected(self._on_call) as bus, sysbus.connected(_unheard) as asking:
+            bus.add_message_handler(self._on_signal)
+            asking.add_message_handler(self._on_signal)
+            self._limits.forget()
+            self._bus, self._asking = bus, asking
             try:
                 (reply,) = await sysbus.call_bus(bus, "RequestName", "su", [names.BUS_NAME, 0])
             except sysbus.RemoteError as error:
@@ -123,12 +125,10 @@ class Service:
             taken = reply == RequestNameReply.IN_QUEUE.value
             wrong = f"the name {names.BUS_NAME} belongs to another process"
             self._trouble("bus", [wrong] if taken else [])
-            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-        finally:
-            bus.disconnect()  # type: ignore[no-untyped-call]
+            await sysbus.first_lost(bus, asking)
 
     def _on_signal(self, message: Message) -> bool:
-        """Of the bus itself: the connection hears no others."""
+        """Of the bus itself: the connections hear no others."""
         if message.message_type is MessageType.SIGNAL:
             if message.member == "NameAcquired" and message.body == [names.BUS_NAME]:
                 self._trouble("bus", [])
@@ -152,10 +152,10 @@ class Service:
         *,
         seconds: float,
     ) -> list[Any]:
-        if self._bus is None:
+        if self._asking is None:
             raise sysbus.BusError("the connection to the system bus is lost")
         return await sysbus.call(
-            self._bus, destination, path, interface, member, signature, body, seconds=seconds
+            self._asking, destination, path, interface, member, signature, body, seconds=seconds
         )
 
     def _spawn(self, work: Awaitable[None]) -> None:
@@ -264,7 +264,7 @@ class Service:
 
     async def _introduce(self, sender: str) -> Account:
         """Whose connection it is. The bus is asked: what a caller says of itself is no proof."""
-        uid = await self._bus.user(sender) if self._bus is not None else None
+        uid = await self._asking.user(sender) if self._asking is not None else None
         if uid is None:
             raise CallError(f"{ERROR}.NotAuthorized", "the bus does not know the caller")
         self._limits.learn(sender, uid)
@@ -289,3 +289,7 @@ class Service:
             return
         if self._bus.queued < _MOST_QUEUED_REFUSALS:
             self._bus.write(frames.error(self._bus.next_serial(), head, name, text))
+
+
+def _unheard(frame: Frame) -> None:
+    """Only org.vnetd1 is to be called, and not the connection that asks."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from dbus_next._private.unmarshaller import Unmarshaller
@@ -208,6 +208,27 @@ async def connect(on_call: OnCall | None = None) -> Bus:
     return bus
 
 
+@asynccontextmanager
+async def connected(on_call: OnCall | None = None) -> AsyncIterator[Bus]:
+    bus = await connect(on_call)
+    try:
+        yield bus
+    finally:
+        bus.disconnect()
+
+
+async def first_lost(*connections: Bus) -> None:
+    """Returns, or raises what it ended with, when one of them has ended."""
+    ends = [asyncio.ensure_future(bus.wait_for_disconnect()) for bus in connections]
+    try:
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
+    finally:
+        for end in ends:
+            end.cancel()
+
+
 def call_frames() -> frames.Frames:
     """Of a connection that serves."""
     return frames.Frames(LONGEST_CALL, LONGEST_CALLS)
@@ -268,8 +289,7 @@ async def call_bus(
 
 async def signal_process(pid: int, path: str, interface: str, member: str) -> None:
     """A signal to the connections of one process, and to nobody else. Raises BusError."""
-    bus = await connect()
-    try:
+    async with connected() as bus:
         (names,) = await call_bus(bus, "ListNames")
         heard = False
         for name in names:
@@ -285,5 +305,3 @@ async def signal_process(pid: int, path: str, interface: str, member: str) -> No
         if not heard:
             raise BusError(f"process {pid} is not on the system bus")
         await call_bus(bus, "GetId")  # answered after the signals have gone out
-    finally:
-        bus.disconnect()

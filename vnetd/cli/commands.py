@@ -231,11 +231,8 @@ async def watch(arguments: argparse.Namespace) -> int:
 
 @asynccontextmanager
 async def _connected() -> AsyncIterator[Daemon]:
-    bus = await sysbus.connect()
-    try:
+    async with sysbus.connected() as bus:
         yield Daemon(bus)
-    finally:
-        bus.disconnect()  # type: ignore[no-untyped-call]
 
 
 async def call(
