@@ -16,7 +16,7 @@ from pathlib import Path
 
 from systemd import daemon as systemd
 
-from vnetd import entries, wallclock
+from vnetd import entries, wallclock, watchdog
 from vnetd.api.service import Service
 from vnetd.backends import files, policyfile, scene
 from vnetd.backends.dnsmasq import Dnsmasq
@@ -56,8 +56,6 @@ _GUARD_FD = "guard"
 _METRICS_SECONDS = 5.0
 # What may be lost without anybody's word.
 _NO_POLICY = (policy_core.Policy(), policy_core.Policy(present=False))
-# A pass that takes longer hangs: the watchdog is then fed no more.
-_LONGEST_PASS_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ class _Daemon:
                     ("bus", self._service.serve()),
                     ("wall clock", wallclock.watch(self._on_clock_set)),
                     ("ready", self._say_ready()),
-                    ("watchdog", self._feed_watchdog()),
+                    ("watchdog", watchdog.feed(self._reconciler.busy_since)),
                     ("metrics", self._write_metrics()),
                 )
             ]
@@ -343,14 +341,3 @@ class _Daemon:
             log.warning("libvirt has not answered in %.0f s", _READY_SECONDS)
         self._ready = True
         systemd.notify("READY=1")
-
-    async def _feed_watchdog(self) -> None:
-        """Fed as long as passes end: one that hangs is restarted by systemd."""
-        usec = int(os.environ.get("WATCHDOG_USEC", "0"))
-        if not usec:
-            return
-        while True:
-            since = self._reconciler.busy_since()
-            if since is None or time.monotonic() - since < _LONGEST_PASS_SECONDS:
-                systemd.notify("WATCHDOG=1")
-            await asyncio.sleep(usec / 2e6)

@@ -37,7 +37,7 @@ _KILLS, _SEED = 10, 95
 # vnetd, but for what happens in place of its n-th action.
 _UNTIL = """
 import asyncio, os, signal, sys
-from vnetd import daemon
+from vnetd import daemon, watchdog
 from vnetd.__main__ import main
 from vnetd.errors import BackendError
 
@@ -59,6 +59,8 @@ def failing(apply):
         await apply(self, action)
     return step
 
+os.environ["WATCHDOG_USEC"] = "1000000"
+watchdog.systemd.notify = lambda text: print(text, flush=True)  # there is no systemd
 for kind in {kind for kind in vars(daemon).values() if isinstance(kind, type)}:
     if hasattr(kind, "apply") and hasattr(kind, "observe"):
         kind.apply = failing(kind.apply)
@@ -89,7 +91,9 @@ _HANGS = {"libvirt": _libvirt_hangs, "firewall": _iptables_hangs}
 
 
 def _hang_there(host: Host, said: int) -> None:
-    """What the step calls does not come back; it is told, and all that needs none of it healed."""
+    """What the step calls does not come back; it is told, all that needs none of it is healed, and
+    the watchdog is fed.
+    """
     box = host.hypervisor
 
     def here() -> str:
@@ -102,6 +106,8 @@ def _hang_there(host: Host, said: int) -> None:
     with _HANGS[here()](host) as told:
         box.sh("touch /run/box/hangs")
         host.wait_until_said(told)
+        so_far = len(box.log("vnetd"))
+        box.wait_until(lambda: "WATCHDOG=1" in box.log("vnetd")[so_far:], what="the watchdog fed")
         box.wait_until(
             lambda: box.succeeds("sh", "-c", _OTHERS_HEALED), what="the others are healed"
         )
