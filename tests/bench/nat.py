@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.bench import by_hand
 from tests.bench.report import Figure, document, summary
 from tests.lab.hypervisor import WAN, Hypervisor, LabError
 
@@ -36,7 +37,6 @@ ONE_RULE = """iptables-restore --noflush <<'EOF'
 COMMIT
 EOF
 """
-_COMMANDS = ("iptables", "ip6tables")
 # libvirtd needs about half a second for each network, and longer the more there are.
 _LONGEST_SECONDS = 900.0
 # What a guest waits at most for whoever is to heal: not to be back by then is a figure as well.
@@ -159,7 +159,8 @@ class Bench:
         if self._only not in case:
             return
         self._stand(VNETD)
-        restore = self._restore(damage)
+        self._stop_vnetd()
+        restore = by_hand.restore(self._box, damage)
         for trial in range(self._trials):
             self._stand(VNETD)
             cpu, said = self._vnetd_cpu(), len(self._box.log("vnetd"))
@@ -169,26 +170,15 @@ class Bench:
             self._tell(Figure(self._networks, case, VNETD.name, trial, max(times), spent))
 
             self._stop_vnetd()
-            at_once = f"{damage}\n{restore}"
-            self._tell(Figure(self._networks, case, "by hand", trial, self._between(at_once)))
+            at_once = by_hand.between(self._box, f"{damage}\n{restore}")
+            self._tell(Figure(self._networks, case, "by hand", trial, at_once))
             self._box.sh(damage)
-            self._time(case, "by hand, later", trial, restore)
+            later = by_hand.timed(self._box, restore)
+            self._tell(Figure(self._networks, case, "by hand, later", trial, *later))
             if self._rules() != self._good:
                 raise LabError(f"restoring by hand left other rules than there were: {case}")
-            self._time(case, "reading", trial, "iptables-save; ip6tables-save")
-
-    def _restore(self, damage: str) -> str:
-        """What puts by hand back what this takes away."""
-        self._stop_vnetd()
-        before = self._saves()
-        self._box.sh(damage)
-        script = ""
-        for command, good, bad in zip(_COMMANDS, before, self._saves(), strict=True):
-            if rules := lost(good, bad):
-                self._box.write(f"/run/box/{command}.rules", rules)
-                script += f"{command}-restore --noflush /run/box/{command}.rules\n"
-        self._box.sh(script)
-        return script
+            reading = by_hand.timed(self._box, "iptables-save; ip6tables-save")
+            self._tell(Figure(self._networks, case, "reading", trial, *reading))
 
     def _repair_times(self, said: int, records: int) -> list[float]:
         """What vnetd logs, one line for each network, as soon as it does no more."""
@@ -204,14 +194,6 @@ class Bench:
         ping = ("org.vnetd1", "/org/vnetd1", "org.freedesktop.DBus.Peer", "Ping")
         self._box.run("busctl", "--system", "call", *ping)
         return times
-
-    def _between(self, script: str) -> float:
-        """From the kernel's word of its first transaction to that of its last, in ms."""
-        return float(self._box.run(sys.executable, "-c", _WATCHED, script))
-
-    def _time(self, case: str, name: str, trial: int, script: str) -> None:
-        ms, cpu = json.loads(self._box.run(sys.executable, "-c", _TIMED, script))
-        self._tell(Figure(self._networks, case, name, trial, ms, cpu))
 
     def _vnetd_cpu(self) -> float:
         """Its own and its ended children's, in ms; the kernel rounds to 10."""
@@ -276,10 +258,6 @@ class Bench:
             restart_libvirtd(self._box)
             self._wait(lambda: self._rules() == self._good)
 
-    def _saves(self) -> tuple[str, str]:
-        ipv4, ipv6 = (self._box.run(f"{command}-save") for command in _COMMANDS)
-        return ipv4, ipv6
-
     def _rules(self) -> list[str]:
         """Whatever the order of the networks, which a restart of libvirtd changes."""
         return sorted(line for line in self._box.rules().splitlines() if line[:3] == "-A ")
@@ -299,31 +277,6 @@ class Bench:
         )
 
 
-def lost(good: str, bad: str) -> str:
-    """For iptables-restore --noflush: what one iptables-save printed and the next does not."""
-    left = set(_lines(bad))
-    tables: dict[str, list[str]] = {}
-    for table, line in _lines(good):
-        if (table, line) not in left:
-            tables.setdefault(table, []).append(line)
-    return "".join(
-        f"*{table}\n" + "".join(f"{line}\n" for line in lines) + "COMMIT\n"
-        for table, lines in tables.items()
-    )
-
-
-def _lines(save: str) -> Iterator[tuple[str, str]]:
-    """(table, line) of each chain and rule; counters are no difference."""
-    table = ""
-    for line in save.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith(":"):
-            yield table, line.partition(" [")[0] + " [0:0]"
-        elif line.startswith("-A "):
-            yield table, line
-
-
 def _subnet(number: int) -> str:
     return f"10.{100 + number // 256}.{number % 256}"
 
@@ -335,37 +288,6 @@ def _network_xml(number: int) -> str:
         f"<bridge name='vb{number}' stp='off' delay='0'/><dns enable='no'/>"
         f"<ip address='{_subnet(number)}.1' netmask='255.255.255.0'/></network>\n"
     )
-
-
-# In the box, so that entering it does not count.
-_TIMED = """
-import json, resource, subprocess, sys, time
-began = time.monotonic()
-subprocess.run(["sh", "-ec", sys.argv[1]], check=True, stdout=subprocess.DEVNULL)
-ms = 1000 * (time.monotonic() - began)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([ms, 1000 * (used.ru_utime + used.ru_stime)]))
-"""
-# linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES. A transaction is told of when it is in force.
-_WATCHED = """
-import select, socket, subprocess, sys, time
-events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
-events.setsockopt(socket.SOL_SOCKET, 33, 1 << 23)
-events.bind((0, 0))
-events.setsockopt(270, 1, 7)
-told = []
-with subprocess.Popen(["sh", "-ec", sys.argv[1]]) as script:
-    while True:
-        ended = script.poll() is not None
-        if select.select([events], [], [], 0 if ended else 0.1)[0]:
-            events.recv(1 << 20)
-            told.append(time.monotonic())
-        elif ended:
-            break
-if script.returncode:
-    sys.exit(f"exit status {script.returncode}")
-print(1000 * (told[-1] - told[0]))
-"""
 
 
 def header(box: Hypervisor) -> dict[str, str]:
