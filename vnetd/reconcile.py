@@ -188,7 +188,9 @@ class Reconciler:
         self._incidents.begin()
         self._hung.clear()
         self._causes = pokes.causes
-        self._read_at = self._clock.monotonic()
+        reads_rules = Source.FIREWALL in pokes.sources
+        if reads_rules:
+            self._read_at = self._clock.monotonic()
         await self._observe(pokes.sources)
         self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
         self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
@@ -198,7 +200,7 @@ class Reconciler:
         for _ in range(_MOST_ROUNDS):
             self._incidents.note(found.drift, pokes.causes)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
-            if done and self._is_writing:
+            if (done or not reads_rules) and self._is_writing:
                 # What was right to put back may be wrong by now. The next pass waits for libvirt.
                 actions = tuple(
                     x for x in actions if self._backend(x).source is not Source.FIREWALL

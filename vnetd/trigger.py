@@ -29,10 +29,18 @@ class Pokes:
     causes: dict[Source, Cause] = field(default_factory=dict)
     writing: float | None = None
 
+    def take(self, sources: frozenset[Source]) -> Pokes:
+        """These, which are taken out of it."""
+        taken = Pokes(self.first, self.sources & sources, list(self.reasons), dict(self.causes))
+        self.sources -= sources
+        return taken
+
 
 class Trigger:
     """Collects pokes: a storm of them costs one pass, not a queue."""
 
+    # While firewalld reloads, and libvirt then writes its rules, guests wait for their zones.
+    AT_ONCE = frozenset({Source.FILTERS})
     # libvirt runs one iptables process for each rule, some 10 to 30 ms apart.
     QUIET = 0.3
     LONGEST = 5.0
@@ -80,20 +88,28 @@ class Trigger:
             await self._counted.wait()
 
     async def wait(self, seconds: float) -> Pokes | None:
-        """The pokes so far, after the writer has settled; None if there were none in time."""
+        """The pokes so far, after the writer has settled, but for those that must not wait; None if
+        there were none in time.
+        """
+        if self._pokes is None and not await self._next(seconds):
+            return None
+        while (left := self._unsettled()) > 0:
+            if self._pokes is not None and self._pokes.sources & self.AT_ONCE:
+                return self._pokes.take(self.AT_ONCE)
+            await self._next(left)
+        pokes, self._pokes = self._pokes, None
+        self._poked.clear()
+        return pokes
+
+    async def _next(self, seconds: float) -> bool:
+        """Whether there was a poke in time."""
+        self._poked.clear()
         try:
             async with asyncio.timeout(seconds):
                 await self._poked.wait()
         except TimeoutError:
-            return None
-        while True:
-            left = self._unsettled()
-            if left <= 0:
-                break
-            await asyncio.sleep(left)
-        pokes, self._pokes = self._pokes, None
-        self._poked.clear()
-        return pokes
+            return False
+        return True
 
     def _unsettled(self) -> float:
         pokes = self._pokes

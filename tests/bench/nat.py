@@ -249,6 +249,7 @@ class Bench:
     @contextmanager
     def _firewalld(self) -> Iterator[None]:
         """Its start and its end flush libvirt's rules; libvirtd heals after the start only."""
+        self._box.start_polkit()  # it lets vnetd set zones
         self._box.start_firewalld()
         self._wait(lambda: self._rules() == self._good)
         try:

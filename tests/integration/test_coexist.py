@@ -304,6 +304,23 @@ def test_guests_get_through_beside_firewalld(box: Hypervisor, guest: str, script
     assert not any("policy_drop" in str(record) for record in box.history()), "it was over at once"
 
 
+def test_guests_have_their_zones_before_libvirt_is_through(box: Hypervisor, guest: str) -> None:
+    """Or while it hangs; the guard translates meanwhile."""
+    good, records = box.rules(), len(box.history())
+    box.signal("libvirtd", signal.SIGSTOP)
+    try:
+        box.sh("firewall-cmd -q --reload")
+        box.wait_until(lambda: box.pings(guest, WAN), what="the guest out again")
+        assert zone(box, "vblab") == "libvirt"
+    finally:
+        box.signal("libvirtd", signal.SIGCONT)
+    box.wait_until(lambda: box.rules() == good, what="libvirt's rules")
+    box.wait_until_quiet("vnetd", seconds=1)
+    box.wait_for_state("converged")
+    done = [action for record in box.history()[records:] for action in record["actions"]]
+    assert "put bridge vblab into firewalld's zone libvirt" in done
+
+
 def test_a_zone_is_taken_back_by_the_next_vnetd(box: Hypervisor) -> None:
     network = """<network><name>passing</name><bridge name='vbpassing'/>
         <ip address='10.90.0.1' prefix='24'/></network>"""

@@ -267,6 +267,26 @@ def test_a_writer_at_work_is_waited_for() -> None:
     assert asyncio.run(write()) < Trigger.LONGEST
 
 
+def test_what_a_writer_makes_no_difference_to_does_not_wait_for_it() -> None:
+    async def write() -> None:
+        now = 0.0
+        trigger = Trigger(Clock(lambda: now, datetime.now))
+        trigger.poke(Source.FIREWALL, Source.LINKS, reason="libvirt writes", writing=True)
+        waiting = asyncio.ensure_future(trigger.wait(0))
+        await asyncio.sleep(0)
+        trigger.poke(Source.FILTERS, reason="the host's firewall changed", cause=CULPRIT)
+        at_once = await waiting
+        assert at_once is not None
+        assert (at_once.sources, at_once.causes) == ({Source.FILTERS}, {Source.FILTERS: CULPRIT})
+        now = 1.0
+        rest = await trigger.wait(0)
+        assert rest is not None
+        assert rest.sources == {Source.FIREWALL, Source.LINKS}
+        assert await trigger.wait(0) is None
+
+    asyncio.run(asyncio.wait_for(write(), 5))
+
+
 def test_a_writer_that_says_it_is_through_is_not_waited_for() -> None:
     async def write() -> None:
         now = 0.0

@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -70,6 +71,7 @@ class Filters:
         self._origins: dict[_Key, Cause] = {}
         self._zoned = zoned
         self._changed = asyncio.Event()
+        self._reloaded = asyncio.Event()
         self._rest_until = 0.0
         self._reloads_since: float | None = None
         """When firewalld was first seen to."""
@@ -110,7 +112,7 @@ class Filters:
 
     async def _set_zone(self, action: SetZone) -> None:
         bridge = action.bridge
-        before = (await _zones()).get(bridge, "")
+        before = self._seen.zones.get(bridge, "")
         known = self._zoned.bridges.get(bridge)
         if known is None:
             self._zoned.note(bridge, action.network, before)  # first: vnetd may be killed
@@ -126,8 +128,11 @@ class Filters:
             tasks.create_task(netlink.listen(self._routes, self._on_route))
             while True:
                 await self._changed.wait()
-                await asyncio.sleep(max(_SETTLE_SECONDS, self._rest_until - time.monotonic()))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._unsettled()):
+                        await self._reloaded.wait()  # guests are shut out until they have zones
                 self._changed.clear()
+                self._reloaded.clear()
                 cause = next(reversed(self._writers.values()), None)
                 poke(self.source, reason="the host's firewall changed", cause=cause)
 
@@ -192,6 +197,17 @@ class Filters:
             if last is None or (last.process, last.pid) != (name, pid):
                 last = Cause(name, pid, process.ancestors(pid, name) or ())
             self._writers[key] = last
+            if key == ("inet", _RELOADS) and not self._exists(key):
+                self._reloaded.set()
+
+    def _exists(self, table: tuple[str, str]) -> bool:
+        try:
+            return table in self._kernel.tables()
+        except OSError:
+            return True  # as before; there is a look anyway
+
+    def _unsettled(self) -> float:
+        return max(_SETTLE_SECONDS, self._rest_until - time.monotonic())
 
     def _on_route(self, data: bytes | None) -> None:
         if data is None or netlink.has_default_route(data):

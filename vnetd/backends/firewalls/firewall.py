@@ -33,6 +33,9 @@ _SELF_HEALING = ("libvirtd[", "virtnetworkd[", "firewalld[")
 # libvirt writes one rule after the other, some 10 to 30 ms apart. It hears of a reload at once, but
 # may be busy with a network.
 _QUIET_SECONDS = 0.5
+# firewalld flushes iptables as well when it reloads, by children that may have ended before they
+# can be looked at.
+_CHILDREN, _CHILDREN_SECONDS = ("iptables-restor", "ip6tables-resto"), 1.0
 _HEARS_SECONDS, _REINSTALLS_SECONDS, _POLL_SECONDS = 10.0, 90.0, 0.02
 # The first libvirt with an nftables backend.
 _NFTABLES_SINCE = (10, 4)
@@ -67,6 +70,8 @@ class Firewall:
         self._writing = False
         self._libvirt_wrote_at = float("-inf")
         self._libvirt_wrote = asyncio.Event()
+        self._firewalld_wrote_at = float("-inf")
+        """To any table."""
         self._ruled: list[str] = []
         """Active networks that libvirt has rules for."""
         self._awaited: dict[str, int] = {}
@@ -219,6 +224,10 @@ class Firewall:
             return False
         return libvirt is None or self._libvirt_wrote_at < libvirt.asked_at
 
+    def _is_of_firewalld(self, name: str, parents: tuple[str, ...] | None) -> bool:
+        since = time.monotonic() - self._firewalld_wrote_at
+        return parents is None and name in _CHILDREN and since < _CHILDREN_SECONDS
+
     async def watch(self, poke: Poke) -> None:
         self._poke = poke
         async with asyncio.TaskGroup() as tasks:
@@ -265,12 +274,16 @@ class Firewall:
             self._told_by = None
             poke(*Source, reason="nf_tables events were lost")
             return
+        name = generation.process
+        if name == "firewalld":
+            self._firewalld_wrote_at = time.monotonic()
         if not generation.tables & _WATCHED:
+            if name == "firewalld" and self._changed:
+                poke(self.source, reason="firewalld reloads", writing=True)
             return
         self._changed = True
         if generation.tables & _LIBVIRT_TABLES and self._world is not World.NFTABLES:
             self._told_by = None
-        name = generation.process
         if generation.port == self._kernel.port:
             return
         if self._writing and name in (*iptables.WRITERS, "nft"):
@@ -278,7 +291,7 @@ class Firewall:
         parents = process.ancestors(generation.pid, name)
         cause = Cause(name, generation.pid, parents or ())
         reason = f"firewall changed by {name}"
-        if _heals_itself(generation, parents):
+        if _heals_itself(generation, parents) or self._is_of_firewalld(name, parents):
             self._libvirt_wrote_at = time.monotonic()
             self._libvirt_wrote.set()
             # libvirt says what it did only when it is through: ask it again as well.
