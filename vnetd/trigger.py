@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from vnetd.core.model import Cause, Source
@@ -21,26 +21,29 @@ class Clock:
 
 @dataclass(slots=True)
 class Pokes:
-    """What came in since the last pass. first, writing: monotonic times."""
+    """What came in since the last pass. first, writing: monotonic times. at_once: sources that wait
+    for no writer.
+    """
 
     first: float
     sources: set[Source] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
     causes: dict[Source, Cause] = field(default_factory=dict)
     writing: float | None = None
+    at_once: set[Source] = field(default_factory=set)
 
-    def take(self, sources: frozenset[Source]) -> Pokes:
-        """These, which are taken out of it."""
-        taken = Pokes(self.first, self.sources & sources, list(self.reasons), dict(self.causes))
-        self.sources -= sources
+    def take_at_once(self) -> Pokes:
+        """What waits for no writer, which is taken out of it."""
+        reasons, causes = list(self.reasons), dict(self.causes)
+        taken = replace(self, sources=self.at_once, reasons=reasons, causes=causes)
+        self.sources -= self.at_once
+        self.at_once = set()
         return taken
 
 
 class Trigger:
     """Collects pokes: a storm of them costs one pass, not a queue."""
 
-    # While firewalld reloads, and libvirt then writes its rules, guests wait for their zones.
-    AT_ONCE = frozenset({Source.FILTERS})
     # libvirt runs one iptables process for each rule, some 10 to 30 ms apart.
     QUIET = 0.3
     LONGEST = 5.0
@@ -60,6 +63,7 @@ class Trigger:
         reason: str,
         cause: Cause | None = None,
         writing: bool | None = None,
+        at_once: bool = False,
     ) -> None:
         now = self._clock.monotonic()
         self._counts.update(sources)
@@ -67,6 +71,8 @@ class Trigger:
         if self._pokes is None:
             self._pokes = Pokes(first=now)
         self._pokes.sources.update(sources)
+        if at_once:
+            self._pokes.at_once.update(sources)
         if reason not in self._pokes.reasons:
             self._pokes.reasons.append(reason)
         if cause is not None:
@@ -94,8 +100,8 @@ class Trigger:
         if self._pokes is None and not await self._next(seconds):
             return None
         while (left := self._unsettled()) > 0:
-            if self._pokes is not None and self._pokes.sources & self.AT_ONCE:
-                return self._pokes.take(self.AT_ONCE)
+            if self._pokes is not None and self._pokes.at_once:
+                return self._pokes.take_at_once()
             await self._next(left)
         pokes, self._pokes = self._pokes, None
         self._poked.clear()

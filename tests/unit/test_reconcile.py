@@ -267,14 +267,14 @@ def test_a_writer_at_work_is_waited_for() -> None:
     assert asyncio.run(write()) < Trigger.LONGEST
 
 
-def test_what_a_writer_makes_no_difference_to_does_not_wait_for_it() -> None:
+def test_what_must_be_at_once_waits_for_no_writer() -> None:
     async def write() -> None:
         now = 0.0
         trigger = Trigger(Clock(lambda: now, datetime.now))
         trigger.poke(Source.FIREWALL, Source.LINKS, reason="libvirt writes", writing=True)
         waiting = asyncio.ensure_future(trigger.wait(0))
         await asyncio.sleep(0)
-        trigger.poke(Source.FILTERS, reason="the host's firewall changed", cause=CULPRIT)
+        trigger.poke(Source.FILTERS, reason="firewalld reloaded", cause=CULPRIT, at_once=True)
         at_once = await waiting
         assert at_once is not None
         assert (at_once.sources, at_once.causes) == ({Source.FILTERS}, {Source.FILTERS: CULPRIT})

@@ -14,7 +14,8 @@ CHECK_SECONDS = 10.0
 class Poke(Protocol):
     """Says: look again, there. cause: who changed it, if the kernel told.
 
-    writing: True while libvirt is at work on it, False when it says that it is through.
+    writing: True while libvirt is at work on it, False when it says that it is through. at_once:
+    whoever is at work is not waited for.
     """
 
     def __call__(
@@ -23,6 +24,7 @@ class Poke(Protocol):
         reason: str,
         cause: Cause | None = None,
         writing: bool | None = None,
+        at_once: bool = False,
     ) -> None: ...
 
 

@@ -130,11 +130,14 @@ class Filters:
                 await self._changed.wait()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._unsettled()):
-                        await self._reloaded.wait()  # guests are shut out until they have zones
+                        await self._reloaded.wait()
+                # Guests are shut out until their bridges are in their zones.
+                at_once = self._reloaded.is_set()
                 self._changed.clear()
                 self._reloaded.clear()
                 cause = next(reversed(self._writers.values()), None)
-                poke(self.source, reason="the host's firewall changed", cause=cause)
+                reason = "the host's firewall changed"
+                poke(self.source, reason=reason, cause=cause, at_once=at_once)
 
     async def _read(self) -> dict[Place, FilterChain]:
         """What has changed, as far as the kernel told; if it did not, this is a look at all."""
