@@ -188,19 +188,23 @@ class Reconciler:
         self._incidents.begin()
         self._hung.clear()
         self._causes = pokes.causes
-        reads_rules = Source.FIREWALL in pokes.sources
-        if reads_rules:
+        rules_wait = pokes.writing is not None and Source.FIREWALL not in pokes.sources
+        if not rules_wait:
             self._read_at = self._clock.monotonic()
         await self._observe(pokes.sources)
-        self._rewriting = Source.LIBVIRT in self._unread and pokes.writing is not None
-        self._look_again_at = self._clock.monotonic() + _REWRITE_SECONDS if self._rewriting else 0.0
+        now = self._clock.monotonic()
+        if pokes.writing is not None:
+            self._look_again_at = now + _REWRITE_SECONDS
+        self._rewriting = Source.LIBVIRT in self._unread and now < self._look_again_at
+        if not self._rewriting:
+            self._look_again_at = 0.0
         found, planned = self._think()
         tried: tuple[Action, ...] = ()
         done = 0
         for _ in range(_MOST_ROUNDS):
             self._incidents.note(found.drift, pokes.causes)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
-            if (done or not reads_rules) and self._is_writing:
+            if rules_wait or (done and self._is_writing):
                 # What was right to put back may be wrong by now. The next pass waits for libvirt.
                 actions = tuple(
                     x for x in actions if self._backend(x).source is not Source.FIREWALL
@@ -232,8 +236,8 @@ class Reconciler:
 
     async def _observe(self, sources: Iterable[Source]) -> None:
         wanted = set(sources)
-        if Source.LIBVIRT in wanted and self._is_unsure_of_rules:
-            wanted.add(Source.FIREWALL)
+        if Source.LIBVIRT in wanted and self._is_legacy:
+            wanted.add(Source.FIREWALL)  # a network may have started with rules nobody told of
         running = self._running
         self._observed = replace(self._observed, asked=self.policy.asked)
         if wanted >= ALL_SOURCES:
@@ -245,7 +249,11 @@ class Reconciler:
             try:
                 await self._observe_with(backend)
                 self._unread.pop(source, None)
-                if source is Source.LIBVIRT and self._running != running:
+                if source is not Source.LIBVIRT:
+                    continue
+                if self._awaits_libvirt:
+                    wanted.add(Source.FIREWALL)
+                if self._running != running:
                     # Of a network that has stopped since the last look at rules, all would seem
                     # left over; of one that has started, all would seem to be missing, and its
                     # dnsmasq dead.
@@ -431,12 +439,15 @@ class Reconciler:
         return self.observe_only or self.policy.enforcement is Enforcement.OBSERVE
 
     @property
-    def _is_unsure_of_rules(self) -> bool:
-        """A network may have started with rules that nobody told of, or that are nobody's yet."""
+    def _is_legacy(self) -> bool:
         ruleset = self._observed.firewall
-        return ruleset is not None and (
-            ruleset.world is World.IPTABLES_LEGACY or not ruleset.settled
-        )
+        return ruleset is not None and ruleset.world is World.IPTABLES_LEGACY
+
+    @property
+    def _awaits_libvirt(self) -> bool:
+        """Before it can be said whose all of the rules are."""
+        ruleset = self._observed.firewall
+        return ruleset is not None and not ruleset.settled
 
     @property
     def _is_writing(self) -> bool:

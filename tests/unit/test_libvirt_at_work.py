@@ -237,6 +237,10 @@ async def test_with_libvirt_vnetd_looks_at_rules_that_it_may_have_written_since(
     w.host.settled = False
     await w.look(Source.FIREWALL)
     before = firewall.looks
+    w.host.unreadable[Source.LIBVIRT] = "it starts"
+    await w.look(Source.LIBVIRT)
+    assert firewall.looks == before
+    w.host.unreadable.clear()
     w.host.settled = True
     await w.look(Source.LIBVIRT)
     await w.look(Source.LIBVIRT)
