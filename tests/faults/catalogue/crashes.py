@@ -60,7 +60,7 @@ def failing(apply):
     return step
 
 os.environ["WATCHDOG_USEC"] = "1000000"
-watchdog.systemd.notify = lambda text: print(text, flush=True)  # there is no systemd
+watchdog.systemd.notify = lambda text, *_: print(text, flush=True)  # there is no systemd
 for kind in {kind for kind in vars(daemon).values() if isinstance(kind, type)}:
     if hasattr(kind, "apply") and hasattr(kind, "observe"):
         kind.apply = failing(kind.apply)

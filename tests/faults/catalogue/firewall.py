@@ -86,6 +86,8 @@ def _switch_backend(host: Host) -> None:
 def _switch_back(host: Host) -> None:
     _restart_with(host, "iptables")
     host.box.wait_until(lambda: "MASQUERADE" in host.box.rules(), what="libvirt's own rules")
+    known = "iptables (nf_tables)"
+    host.box.wait_until(lambda: host.box.vnetctl_json("status")["Firewall"] == known, what=known)
     # libvirt leaves its empty chains behind, in both directions.
     host.run("nft delete table ip libvirt_network; nft delete table ip6 libvirt_network")
 
