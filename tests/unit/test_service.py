@@ -65,6 +65,8 @@ class Operations:
         return status({})
 
     async def plan(self) -> Sequence[Any]:
+        for _ in range(50):  # others have their turns meanwhile
+            await asyncio.sleep(0)
         return []
 
     async def why(self, subject: str, _destination: str) -> Any:
@@ -218,6 +220,10 @@ def test_of_policies_as_long_as_may_be_one_user_keeps_few_in_memory() -> None:
     seen = errors_of(1000, bytes(message), 20, asked)
     assert seen["org.vnetd1.Error.NotAuthorized"] <= PENDING_QUESTIONS
     assert seen["org.vnetd1.Error.LimitsExceeded"] >= 20 - PENDING_QUESTIONS
+
+
+def test_root_waits_with_many_others_for_a_look_at_the_host() -> None:
+    assert errors_of(0, call("org.vnetd1.Manager", "Plan"), 10) == {"result": 10}
 
 
 def test_a_policy_that_is_longer_is_not_read() -> None:
