@@ -24,6 +24,8 @@ with Hypervisor() as box:
     signal.pause()
 """
 
+_WRITTEN = ("/tmp", "/run", "/var/lib", "/etc", "/usr/sbin")
+
 # linux/capability.h
 CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 
@@ -34,7 +36,7 @@ def traces() -> dict[str, object]:
         "mounts": Path("/proc/self/mountinfo").read_text(),
         "namespaces": _names("/run/netns"),
         "links": _names("/sys/class/net"),
-        "files": {d: _names(d) - _of_pytest() for d in ("/tmp", "/run", "/var/lib", "/etc")},
+        "files": {d: _names(d) - _of_pytest() for d in _WRITTEN},
     }
 
 
@@ -70,7 +72,8 @@ def test_nothing_stays_behind() -> None:
     with Hypervisor() as box:
         box.sh("ip link add br0 type bridge; ip link set br0 up")
         box.guest("br0", "192.0.2.9/24")
-        box.sh("touch /etc/made-in-the-box /var/lib/made-in-the-box; ip netns add made")
+        box.sh("for d in /etc /var/lib /usr/sbin; do touch $d/made-in-the-box; done")
+        box.sh("ip netns add made")
         namespace = box.namespace()
         assert len(processes(namespace)) >= 3
     assert_gone(namespace)

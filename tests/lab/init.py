@@ -26,7 +26,7 @@ _TREE = Path(__file__).resolve().parents[2]
 # Empty in the box.
 _EMPTY = ("/var/lib/libvirt", "/var/lib/vnetd", "/var/log/libvirt")
 # Files of the machine, but what the box writes stays in the box.
-_OVERLAID = ("/etc", "/var", "/usr/share/polkit-1")
+_OVERLAID = ("/etc", "/usr", "/var")
 _USERS = {"libvirt-qemu": 64055, "lab-user": 64056, "alice": 64057, "vnetd": 64058}
 
 _LIBVIRTD_CONF = """\
