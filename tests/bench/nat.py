@@ -91,7 +91,7 @@ class Bench:
         contestants = self._contestants()
         for flush in FLUSHES:
             self._compare(flush, [c for c in contestants if not c.firewalld])
-        if FIREWALLD in contestants and self._only in "outage":
+        if FIREWALLD in contestants and self._only in f"outage after {FIREWALLD.damage}":
             with self._firewalld():
                 self._compare(FIREWALLD.damage, [c for c in contestants if c is not LIBVIRTD])
         for flush in FLUSHES[::2]:
@@ -372,6 +372,8 @@ def main() -> int:
                 raise
             finally:
                 figures += bench.figures
+    if not figures:
+        parser.error(f"no case has this word in its name: {arguments.only}")
     print("\nMedian of the trials (least to most), and how many times another's median it is\n")
     print("\n".join(summary(figures)))
     if arguments.json:
