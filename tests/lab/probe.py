@@ -67,6 +67,7 @@ def main(address: str, step: float, *, in_vain: bool = False) -> None:
         except OSError:
             flow.socket.close()
         _collect(waiting, until=due, patience=patience)
+        time.sleep(max(0.0, due - time.monotonic()))
         if not told and (in_vain or any(flow.answer for flow in flows)):
             told = True
             print("at work", flush=True)
@@ -82,7 +83,9 @@ def _ended() -> bool:
 
 
 def _collect(waiting: selectors.BaseSelector, until: float, patience: float) -> None:
-    """Looks once also where the time is over: a slow machine must not see no answer at all."""
+    """Until nothing waits any more, or so long; looks once also where the time is over: a slow
+    machine must not see no answer at all.
+    """
     while True:
         left = max(0.0, until - time.monotonic())
         for key, _ in waiting.select(left if waiting.get_map() else 0):
@@ -97,8 +100,6 @@ def _collect(waiting: selectors.BaseSelector, until: float, patience: float) -> 
                 key.data.socket.close()
         if not waiting.get_map() or time.monotonic() >= until:
             break
-    if (left := until - time.monotonic()) > 0:
-        time.sleep(left)
 
 
 def _sum_up(flows: list[_Flow]) -> dict[str, Any]:
