@@ -84,10 +84,11 @@ class Reconciler:
         """Systems that this pass gives no further try, for everything else waits meanwhile."""
         self._incidents = Incidents(publisher, clock)
         self._rewriting = False
-        """libvirt, which does not answer, writes rules: at its start it takes all out and in."""
+        """libvirt writes rules, which wait for its end: at its start it takes all out and in."""
         self._read_at = 0.0
         """What libvirt wrote until then was there when rules were read, or asked for by vnetd."""
         self._look_again_at = 0.0
+        """Of rules that libvirt writes without an answer to anything else."""
         self._pass_started: float | None = None
         self._resync_at = 0.0
         self._links_seen = 0
@@ -193,18 +194,18 @@ class Reconciler:
             self._read_at = self._clock.monotonic()
         await self._observe(pokes.sources)
         now = self._clock.monotonic()
-        if pokes.writing is not None:
-            self._look_again_at = now + _REWRITE_SECONDS
-        self._rewriting = Source.LIBVIRT in self._unread and now < self._look_again_at
-        if not self._rewriting:
+        if Source.LIBVIRT not in self._unread:
             self._look_again_at = 0.0
+        elif pokes.writing is not None:
+            self._look_again_at = now + _REWRITE_SECONDS
+        self._rewriting = rules_wait or now < self._look_again_at
         found, planned = self._think()
         tried: tuple[Action, ...] = ()
         done = 0
         for _ in range(_MOST_ROUNDS):
             self._incidents.note(found.drift, pokes.causes)
             actions = tuple(x for x in planned if failed[x] < _MOST_TRIES and self._may(x))
-            if rules_wait or (done and self._is_writing):
+            if done and self._is_writing:
                 # What was right to put back may be wrong by now. The next pass waits for libvirt.
                 actions = tuple(
                     x for x in actions if self._backend(x).source is not Source.FIREWALL
@@ -468,7 +469,7 @@ class Reconciler:
     def _idle_seconds(self) -> float:
         now = self._clock.monotonic()
         times = [self._resync_at, *self._incidents.times()]
-        if self._look_again_at:
+        if now < self._look_again_at:
             times.append(self._look_again_at)
         times += [failure.not_before for failure in self._unread.values() if failure.attempts]
         if self._paused:
