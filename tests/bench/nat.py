@@ -73,6 +73,22 @@ LIBVIRTD = Contestant("libvirtd restart", heal=restart_libvirtd)
 FIREWALLD = Contestant("firewalld reload", damage="firewall-cmd --reload", firewalld=True)
 
 
+def outage_after(damage: str) -> str:
+    return f"outage after {damage}"
+
+
+def repair_after(damage: str) -> str:
+    return f"repair after {damage}"
+
+
+REPAIR_OF_ONE = "repair of one rule"
+CASES = (
+    *map(outage_after, (*FLUSHES, FIREWALLD.damage)),
+    *map(repair_after, FLUSHES[::2]),
+    REPAIR_OF_ONE,
+)
+
+
 class Bench:
     def __init__(self, box: Hypervisor, networks: int, trials: int, only: str) -> None:
         self.figures: list[Figure] = []
@@ -91,12 +107,12 @@ class Bench:
         contestants = self._contestants()
         for flush in FLUSHES:
             self._compare(flush, [c for c in contestants if not c.firewalld])
-        if FIREWALLD in contestants and self._only in f"outage after {FIREWALLD.damage}":
+        if FIREWALLD in contestants and self._only in outage_after(FIREWALLD.damage):
             with self._firewalld():
                 self._compare(FIREWALLD.damage, [c for c in contestants if c is not LIBVIRTD])
         for flush in FLUSHES[::2]:
-            self._repairs(f"repair after {flush}", flush, records=self._networks)
-        self._repairs("repair of one rule", ONE_RULE, records=1)
+            self._repairs(repair_after(flush), flush, records=self._networks)
+        self._repairs(REPAIR_OF_ONE, ONE_RULE, records=1)
 
     def _contestants(self) -> list[Contestant]:
         found = [VNETD, LIBVIRTD]
@@ -117,7 +133,8 @@ class Bench:
     # -- what a guest feels
 
     def _compare(self, damage: str, contestants: Iterable[Contestant]) -> None:
-        if self._only not in f"outage after {damage}":
+        case = outage_after(damage)
+        if self._only not in case:
             return
         for trial in range(self._trials):
             for contestant in contestants:
@@ -135,7 +152,7 @@ class Bench:
                 self._tell(
                     Figure(
                         self._networks,
-                        f"outage after {damage}",
+                        case,
                         contestant.name,
                         trial,
                         outage.ms if back else 1000 * waited,
@@ -356,6 +373,8 @@ def main() -> int:
         of_runs = [Figure(**figure) for run in runs for figure in run["figures"]]
         _write(arguments.document, [run["measured"] for run in runs], of_runs)
         return 0
+    if not any(arguments.only in case for case in CASES):
+        parser.error(f"no case has this word in its name: {arguments.only}")
     figures: list[Figure] = []
     told: dict[str, str] = {}
     for size in arguments.networks.split(","):
@@ -372,8 +391,6 @@ def main() -> int:
                 raise
             finally:
                 figures += bench.figures
-    if not figures:
-        parser.error(f"no case has this word in its name: {arguments.only}")
     print("\nMedian of the trials (least to most), and how many times another's median it is\n")
     print("\n".join(summary(figures)))
     if arguments.json:
