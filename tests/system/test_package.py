@@ -118,7 +118,9 @@ def test_ends_in_the_middle_of_a_repair(
         ended = times.said(box, "Stopping vnetd.service")
     elif end is signal.SIGSTOP:
         ended = times.said(box, "Watchdog timeout")
-    began, right = times.of_unit(box, "vnetd", "InactiveExit"), times.converged(box)
+    began = times.of_unit(box, "vnetd", "InactiveExit")
+    box.wait_until(lambda: times.converged(box) > began, what="the journal")
+    right = times.converged(box)
     print(f"{box.release}: {right - ended:.2f} s from its end, {right - began:.2f} s from a start")
     assert right - ended <= AGAIN_SECONDS or not LONG
     assert box.rules() == before
