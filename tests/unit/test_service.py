@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from dbus_next.constants import MessageType
 
 from tests.lab.hostile import call, complete_types, random_signature, random_value
@@ -153,8 +154,10 @@ def test_arguments_of_all_kinds_get_an_answer_that_helps() -> None:
     assert all(0 < seconds <= 31536000 for seconds in operations.paused)
 
 
-def errors_of(uid: int, message: bytes, connections: int, asked: Any = None) -> Counter[str]:
-    """What so many connections of one user get for the same call."""
+def errors_of(
+    uid: int, message: bytes, connections: int, asked: Any = None, *, calls: int = 1
+) -> Counter[str]:
+    """What so many connections of one user get for the same call, or for so many at once."""
     bus = Bus(uid)
     service = Service(Operations(), lambda _topic, _texts: None)
 
@@ -167,7 +170,7 @@ def errors_of(uid: int, message: bytes, connections: int, asked: Any = None) -> 
             service.publish(status({}))
             await asyncio.sleep(0)
             for number in range(connections):
-                sent = from_the_bus(message, f":1.{number}")
+                sent = from_the_bus(message, f":1.{number}") * calls
                 for frame in sysbus.call_frames().feed(sent):
                     service._on_call(frame)
                 await asyncio.sleep(0)
@@ -194,7 +197,8 @@ def test_new_connections_bring_no_new_budget() -> None:
     assert seen["org.vnetd1.Error.LimitsExceeded"] > 200
 
 
-def test_one_user_is_asked_for_few_passwords_at_a_time() -> None:
+@pytest.mark.parametrize(("connections", "calls"), [(10, 1), (1, 10)])
+def test_one_user_is_asked_for_few_passwords_at_a_time(connections: int, calls: int) -> None:
     async def asked(_to: str, _path: str, _interface: str, member: str, *_: Any, **__: Any) -> Any:
         if member == "CheckAuthorization":
             await asyncio.Event().wait()
@@ -202,7 +206,7 @@ def test_one_user_is_asked_for_few_passwords_at_a_time() -> None:
 
     message = bytearray(call("org.vnetd1.Manager", "Resume"))
     message[2] |= frames.ALLOW_INTERACTIVE_AUTHORIZATION
-    seen = errors_of(1000, bytes(message), 10, asked)
+    seen = errors_of(1000, bytes(message), connections, asked, calls=calls)
     assert seen == {
         "org.vnetd1.Error.NotAuthorized": PENDING_QUESTIONS,
         "org.vnetd1.Error.LimitsExceeded": 10 - PENDING_QUESTIONS,

@@ -28,8 +28,9 @@ _V = TypeVar("_V")
 
 @dataclass(slots=True)
 class Account:
-    """Of one user, or of one connection whose user the bus has not told yet (rate 0)."""
+    """Of one user (uid), or of one connection whose user the bus has not told yet (None)."""
 
+    uid: int | None
     tokens: float
     at: float
     rate: float
@@ -39,7 +40,7 @@ class Account:
 
     @property
     def is_known(self) -> bool:
-        return self.rate > 0
+        return self.uid is not None
 
     def charge(self, cost: float) -> None:
         self.tokens -= cost
@@ -74,7 +75,7 @@ class Limits:
         if account.tokens < 1 or account.pending >= PENDING_CALLS:
             return None
         crowded = self._pending[account.is_known] >= PENDING_CALLS_OF_ALL
-        if crowded and not self._may_push(sender, account):
+        if crowded and not _may_push(account):
             return None
         account.tokens -= 1
         account.pending += 1
@@ -84,12 +85,6 @@ class Limits:
     def done(self, account: Account) -> None:
         account.pending -= 1
         self._pending[account.is_known] -= 1
-
-    def _may_push(self, sender: str, account: Account) -> bool:
-        """Root is never kept out: not as a user, nor while it is a stranger, one of whose calls
-        is taken however many wait, for among strangers nobody knows which is root.
-        """
-        return self.user(sender) == 0 or not (account.is_known or account.pending)
 
     def forget(self) -> None:
         """Another bus: its names are others."""
@@ -114,8 +109,15 @@ class Limits:
             _make_room(self._accounts)
             share = _ROOTS_SHARE if uid == 0 else 1
             rate, burst = (0.0, _STRANGERS_CALLS) if uid is None else (RATE * share, BURST * share)
-            self._accounts[key] = Account(burst, self._clock(), rate, burst)
+            self._accounts[key] = Account(uid, burst, self._clock(), rate, burst)
         return self._accounts[key]
+
+
+def _may_push(account: Account) -> bool:
+    """Root is never kept out: not as a user, nor while it is a stranger, one of whose calls is
+    taken however many wait, for among strangers nobody knows which is root.
+    """
+    return account.uid == 0 or not (account.is_known or account.pending)
 
 
 def _make_room(known: dict[_K, _V]) -> None:

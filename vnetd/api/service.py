@@ -221,7 +221,7 @@ class Service:
 
     async def _answer(self, head: Head, message: bytes, interface: str, account: Account) -> None:
         try:
-            if self._limits.user(head.sender) is None:
+            if not account.is_known:
                 # Whoever connects anew for each call has no more of them for it.
                 own = await self._introduce(head.sender)
                 self._limits.done(account)
@@ -250,24 +250,24 @@ class Service:
             self._limits.done(account)
 
     async def _run(self, head: Head, message: bytes, interface: str, account: Account) -> Body:
-        uid = self._limits.user(head.sender)
-        assert uid is not None, "callers are introduced first"
+        assert account.uid is not None, "callers are introduced first"
         arguments = []
         if head.signature:
             usual = min(len(message), sysbus.LONGEST_CALL)
             account.charge(usual / _ARGUMENT_BYTES + len(message) / ANSWER_BYTES)
             arguments = sysbus.unmarshal(message).body
-        call = Call(head, arguments, uid, account)
+        call = Call(head, arguments, account.uid, account)
         await self._authority.require(call, contract.interfaces()[interface].actions[head.member])
         self._interface(head)  # it may have gone meanwhile
         return await self._handlers[interface, head.member](call)
 
     async def _introduce(self, sender: str) -> Account:
         """Whose connection it is. The bus is asked: what a caller says of itself is no proof."""
-        uid = await self._asking.user(sender) if self._asking is not None else None
-        if uid is None:
-            raise CallError(f"{ERROR}.NotAuthorized", "the bus does not know the caller")
-        self._limits.learn(sender, uid)
+        if self._limits.user(sender) is None:
+            uid = await self._asking.user(sender) if self._asking is not None else None
+            if uid is None:
+                raise CallError(f"{ERROR}.NotAuthorized", "the bus does not know the caller")
+            self._limits.learn(sender, uid)
         account = self._limits.admit(sender)
         if account is None:
             raise CallError(f"{ERROR}.LimitsExceeded", _TOO_MANY)
