@@ -103,7 +103,7 @@ class Host:
         box = self.box
         links = json.loads(box.run("ip", "-d", "-j", "addr", "show"))
         return {
-            "rules": sorted(box.rules().splitlines()),
+            "rules": box.sorted_rules(),
             "tables": sorted(box.tables().splitlines()),
             "links": {link["ifname"]: _fact(link) for link in links},
             # The kernel takes its time to say of a new bridge without ports that it has no carrier.

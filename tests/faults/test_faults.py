@@ -20,7 +20,6 @@ from tests.faults.catalogue import CATALOGUE
 from tests.faults.fault import Fault, Outcome, Step
 from tests.faults.host import Host, Hosts, System
 from tests.lab.hypervisor import CACHE, WAN, LabError
-from tests.lab.machine import Machine
 from tests.long import LONG
 
 ROWS = CACHE / "faults"
@@ -72,7 +71,9 @@ def _play(host: Host, fault: Fault) -> None:
             told_ms = round((time.monotonic() - since) * 1000)
         _do(host, fault.undo)
         if fault.outcome is Outcome.HEALED and not fault.heals_itself:
-            box.wait_until(lambda: bool(_repaired(box, records)), seconds=60, what="a record of it")
+            box.wait_until(
+                lambda: bool(_repaired(box.history()[records:])), seconds=60, what="a record of it"
+            )
         _wait_until_as(host, before)
         out = "the guest gets out"
         box.wait_until(lambda: box.pings(host.guest, WAN), seconds=60, what=out)
@@ -81,7 +82,8 @@ def _play(host: Host, fault: Fault) -> None:
     assert now.mib < _MOST_MIB
     # A full pass: whatever there is to be said of it has been said by then.
     assert box.vnetctl("reconcile").returncode == 0
-    new, repaired = box.history()[records:], _repaired(box, records)
+    new = box.history()[records:]
+    repaired = _repaired(new)
     if fault.outcome in (Outcome.UNTOUCHED, Outcome.REFUSED):
         assert not new
     after = host.processes()
@@ -108,9 +110,8 @@ def _play(host: Host, fault: Fault) -> None:
     )
 
 
-def _repaired(box: Machine, records: int) -> list[dict[str, Any]]:
-    """Of the records behind so many."""
-    return [record for record in box.history()[records:] if record["outcome"] == "repaired"]
+def _repaired(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["outcome"] == "repaired"]
 
 
 def _wait_until_as(host: Host, before: dict[str, object]) -> None:

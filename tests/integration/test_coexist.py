@@ -273,11 +273,6 @@ def box() -> Iterator[Hypervisor]:
 BESIDE_FIREWALLD = dict.fromkeys(ALL_PASSES, False) | {"outside to the host, port 22": True}
 
 
-def in_any_order(box: Hypervisor) -> list[str]:
-    """libvirt rewrites the rules of one network after the other, in an order of its own."""
-    return sorted(box.rules().splitlines())
-
-
 def zone(box: Hypervisor, bridge: str) -> str:
     return box.attempt("firewall-cmd", f"--get-zone-of-interface={bridge}").stdout.strip()
 
@@ -311,7 +306,7 @@ def test_guests_get_through_beside_firewalld(box: Hypervisor, guest: str, script
 
 def test_guests_have_their_zones_before_libvirt_is_through(box: Hypervisor, guest: str) -> None:
     """Or while it hangs; the guard translates meanwhile."""
-    good, records = in_any_order(box), len(box.history())
+    good, records = box.sorted_rules(), len(box.history())
     box.signal("libvirtd", signal.SIGSTOP)
     try:
         box.sh("firewall-cmd -q --reload")
@@ -319,7 +314,7 @@ def test_guests_have_their_zones_before_libvirt_is_through(box: Hypervisor, gues
         assert zone(box, "vblab") == "libvirt"
     finally:
         box.signal("libvirtd", signal.SIGCONT)
-    box.wait_until(lambda: in_any_order(box) == good, what="libvirt's rules")
+    box.wait_until(lambda: box.sorted_rules() == good, what="libvirt's rules")
     box.wait_until_quiet("vnetd", seconds=1)
     box.wait_for_state("converged")
     done = [action for record in box.history()[records:] for action in record["actions"]]

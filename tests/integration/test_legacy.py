@@ -51,13 +51,13 @@ def test_damage_is_repaired(box: Hypervisor, script: str) -> None:
 
 def test_libvirt_removes_and_makes_what_vnetd_has_restored(box: Hypervisor) -> None:
     heal(box, "iptables -F; iptables -t nat -F; ip6tables -F; ip6tables -t nat -F")
-    good = box.rules()
+    good = box.sorted_rules()
     box.vnetctl("pause", "60")
     box.run("virsh", "net-destroy", "lab")
     assert "vblab" not in box.rules()
     assert "10.77.0.0" not in box.rules()
     box.run("virsh", "net-start", "lab")
-    assert sorted(box.rules().splitlines()) == sorted(good.splitlines())
+    assert box.sorted_rules() == good
     box.vnetctl("resume")
     box.wait_for_state("converged")
 

@@ -61,7 +61,7 @@ def test_vnetd_outlives_a_daemon_that_hangs_until_its_connections_are_given_up(
 
 def test_a_network_that_is_long_in_starting_is_no_fault(box: Hypervisor) -> None:
     """libvirt answers nobody about its networks meanwhile; other faults are healed all the same."""
-    good = box.rules()
+    good = box.sorted_rules()
     box.write("/etc/libvirt/hooks/network", SLOW_HOOK)
     box.sh("chmod +x /etc/libvirt/hooks/network")
     box.kill("libvirtd", signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_a_network_that_is_long_in_starting_is_no_fault(box: Hypervisor) -> None
     box.wait_for_state("converged")
     box.run("virsh", "net-destroy", "slow")
     box.sh("rm /etc/libvirt/hooks/network")
-    box.wait_until(lambda: sorted(box.rules()) == sorted(good), what="no rules of slow")
+    box.wait_until(lambda: box.sorted_rules() == good, what="no rules of slow")
 
 
 def test_the_domains_daemon_is_not_the_networks(box: Hypervisor, guest: str) -> None:

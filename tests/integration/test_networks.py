@@ -98,11 +98,11 @@ def test_a_network_without_a_definition_survives_its_bridge(box: Hypervisor) -> 
         <ip address='10.90.0.1' prefix='24'/></network>"""
     box.run("virsh", "net-create", "/dev/stdin", stdin=xml)
     box.wait_for_state("converged")
-    good = box.rules()
+    good = box.sorted_rules()
     box.sh("ip link del vbpassing")
     box.wait_until(lambda: box.succeeds("ip", "link", "show", "vbpassing"), what="its bridge")
     box.wait_for_state("converged")
-    assert sorted(box.rules().splitlines()) == sorted(good.splitlines())
+    assert box.sorted_rules() == good
     assert "passing" in box.run("virsh", "-q", "net-list", "--transient", "--name").split()
     box.run("virsh", "net-destroy", "passing")
     assert "vbpassing" not in box.rules()

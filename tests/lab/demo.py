@@ -94,7 +94,7 @@ def show(box: Hypervisor, began: float) -> None:
 
 def break_it(box: Hypervisor, guest: str, script: str) -> None:
     """Break it under a guest that opens a new connection every 2 ms."""
-    good, known = sorted(box.rules().splitlines()), len(box.history())
+    good, known = box.sorted_rules(), len(box.history())
     with box.probing(guest) as outage:
         # -X may find the chains in use again already
         box.attempt("sh", "-c", script)
@@ -118,7 +118,7 @@ def break_it(box: Hypervisor, guest: str, script: str) -> None:
     )
     expect(not outage.still_out, "the guest is out again")
     expect(outage.sources == [UPLINK], "behind the uplink's address as before")
-    expect(sorted(box.rules().splitlines()) == good, "the rules are libvirt's own again")
+    expect(box.sorted_rules() == good, "the rules are libvirt's own again")
 
 
 def say(text: str) -> None:

@@ -204,6 +204,10 @@ class Machine(ABC):
         lines = [ln for ln in text.splitlines() if ln[:1] != "#" and NAME not in ln]
         return "\n".join(line.rpartition(" [")[0] if line[:1] == ":" else line for line in lines)
 
+    def sorted_rules(self) -> list[str]:
+        """Whatever the order of the networks: libvirt rewrites them in one of its own."""
+        return sorted(self.rules().splitlines())
+
     def tables(self) -> str:
         """The tables of libvirt's nftables backend, without counters."""
         lines = [

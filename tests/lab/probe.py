@@ -67,7 +67,7 @@ def main(address: str, step: float, *, in_vain: bool = False) -> None:
         except OSError:
             flow.socket.close()
         _collect(waiting, until=due, patience=patience)
-        time.sleep(max(0.0, due - time.monotonic()))
+        time.sleep(max(0.0, due - time.monotonic()))  # its pace, whatever has come back
         if not told and (in_vain or any(flow.answer for flow in flows)):
             told = True
             print("at work", flush=True)

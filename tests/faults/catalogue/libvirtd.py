@@ -39,7 +39,7 @@ def healed_while_stopped(host: Host) -> None:
 
 
 def down(host: Host) -> None:
-    host.box.write("/run/box/rules", "\n".join(sorted(host.box.rules().splitlines())))
+    host.box.write("/run/box/rules", "\n".join(host.box.sorted_rules()))
     for _ in range(6):
         restarted(host)
     host.hypervisor.kill("libvirtd", signal.SIGKILL)
@@ -48,7 +48,7 @@ def down(host: Host) -> None:
 def healed_while_down(host: Host) -> None:
     rules = host.box.run("cat", "/run/box/rules").splitlines()
     host.run("nft flush ruleset")
-    host.box.wait_until(lambda: sorted(host.box.rules().splitlines()) == rules, what="rules")
+    host.box.wait_until(lambda: host.box.sorted_rules() == rules, what="rules")
     until = time.monotonic() + _DOWN_SECONDS
     host.box.wait_until(lambda: time.monotonic() > until, seconds=2 * _DOWN_SECONDS)
     assert not host.box.succeeds("pgrep", "-x", "libvirtd"), "somebody has started it"
